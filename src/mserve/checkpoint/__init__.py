@@ -1,0 +1,1 @@
+"""Reading what a checkpoint says of itself, without torch: config keys, tensor names, headers."""

@@ -1,0 +1,93 @@
+"""The architecture of one checkpoint as plain numbers: what its ``config.json`` means.
+
+Everything a model, a memory plan or a cache layout needs to know, with the family's spellings
+already resolved. Knows shapes; does not know tensors, files or how anything is computed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from mserve.core import KVLayout, Plane
+
+
+class LayerSpec(msgspec.Struct, frozen=True):
+    attention: Literal["full", "sparse"]
+    mlp: Literal["dense", "moe"]
+
+
+class IndexSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """MSA's index branch: one query head per KV group, one key head shared by all groups."""
+
+    num_heads: int
+    head_dim: int
+    topk_blocks: int
+    local_blocks: int
+    init_blocks: int
+
+
+class MoeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int
+    shared_intermediate_size: int  # 0: no shared expert
+    routed_scaling_factor: float
+
+
+class ActivationSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """``silu``: silu(gate) * up. ``swiglu_oai``: (clamp(up) + beta) * g * sigmoid(alpha * g)
+    with g = min(gate, limit)."""
+
+    kind: Literal["silu", "swiglu_oai"]
+    alpha: float = 0.0
+    limit: float = 0.0
+    beta: float = 0.0
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A MiniMax text model."""
+
+    family: Literal["m2", "m3"]
+    vocab_size: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    max_position_embeddings: int
+    qk_norm: Literal["full_width", "per_head"]
+    activation: ActivationSpec
+    layers: tuple[LayerSpec, ...]
+    dense_intermediate_size: int  # 0: no dense layers
+    moe: MoeSpec
+    index: IndexSpec | None  # None: no sparse layers
+    dtype: Literal["bfloat16", "float32"]  # of the checkpoint's linears
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+
+def heads_on_rank(num_heads: int, ranks: int) -> int:
+    """Heads of ``num_heads`` that each of ``ranks`` holds; a head is replicated only when there
+    are more ranks than heads."""
+    return max(1, num_heads // ranks)
+
+
+def kv_layout(spec: ModelSpec, *, ranks: int = 1, dtype: str) -> KVLayout:
+    """Planes of one block on one of ``ranks`` tensor-parallel ranks.
+
+    K and V are split by KV head; the single index key head is on every rank, since every
+    group's selection reads it.
+    """
+    kv_heads = heads_on_rank(spec.num_kv_heads, ranks)
+    planes = []
+    for number, layer in enumerate(spec.layers):
+        planes.append(Plane(number, "key", kv_heads, spec.head_dim, dtype))
+        planes.append(Plane(number, "value", kv_heads, spec.head_dim, dtype))
+        if layer.attention == "sparse":
+            assert spec.index is not None
+            planes.append(Plane(number, "index_key", 1, spec.index.head_dim, dtype))
+    return KVLayout(tuple(planes))

@@ -1,0 +1,56 @@
+"""Every knob of the engine, with unit, default and reason. Parsed once, never changed.
+
+A value of ``None`` means "derived": its owner computes it at start and prints it. Knows numbers;
+does not know flags (``cli``) or the environment.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Which checkpoint, and in which precision it runs."""
+
+    path: str
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: the checkpoint's
+    max_model_len: int | None = None  # tokens; None: the checkpoint's max_position_embeddings
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """KV blocks."""
+
+    memory_utilization: float = 0.9  # of the memory this process may use, weights included
+    kv_cache_memory_bytes: int | None = None  # overrides the above for the blocks alone
+    enable_prefix_caching: bool = True
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How work is admitted and shared out."""
+
+    max_num_seqs: int = 256  # rows: requests that run at once
+    max_num_batched_tokens: int = 2048  # tokens per step over all spans
+    max_waiting: int = 1024  # queue bound; beyond it a request is refused, not delayed
+    policy: Literal["fcfs", "priority"] = "fcfs"
+
+
+class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Ranks of one engine. Experts are split by hidden width, or whole by id with
+    ``enable_expert_parallel``."""
+
+    tensor_parallel_size: int = 1
+    enable_expert_parallel: bool = False
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All an engine process needs to start."""
+
+    model: ModelConfig
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    seed: int = 0
+    num_threads: int | None = None  # CPU threads over all ranks; None: the cores granted

@@ -1,0 +1,1 @@
+"""Messages between the front end and the engine, and the sockets that carry them."""
