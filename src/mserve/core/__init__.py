@@ -1,4 +1,4 @@
-"""The vocabulary: requests, plans, blocks, layouts, configuration and errors. Imports nothing of ours."""
+"""The shared vocabulary. Imports nothing of ours."""
 
 from mserve.core.blocks import BLOCK_TOKENS, BlockName, blocks_for, next_name, root_name
 from mserve.core.config import (

@@ -31,7 +31,7 @@ def root_name(salt: str = "", model_id: str = "") -> BlockName:
 
 
 def next_name(parent: BlockName, token_ids: Sequence[int]) -> BlockName:
-    """Name of the block that holds exactly ``token_ids`` (BLOCK_TOKENS of them) after ``parent``."""
+    """Name of the block after ``parent`` that holds ``token_ids``, BLOCK_TOKENS of them."""
     if len(token_ids) != BLOCK_TOKENS:
         raise ValueError(f"a named block holds {BLOCK_TOKENS} tokens, not {len(token_ids)}")
     digest = hashlib.blake2b(parent, digest_size=_DIGEST_BYTES)

@@ -63,7 +63,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             _between("max_tokens", self.max_tokens, 0, 1 << 30)
             if self.min_tokens > self.max_tokens:
                 raise RequestError(
-                    f"min_tokens ({self.min_tokens}) is greater than max_tokens ({self.max_tokens})",
+                    f"min_tokens {self.min_tokens} is greater than max_tokens {self.max_tokens}",
                     param="min_tokens",
                 )
         if self.seed is not None:
