@@ -1,4 +1,4 @@
-"""Stand-ins for every edge of the server, for tests and benchmarks."""
+"""Stand-ins for every edge: a scripted engine, a scripted runner, a manual clock."""
 
 from mserve.testing.clock import ManualClock
 from mserve.testing.scripted_runner import PlanViolation, ScriptedRunner, scripted_logprob
