@@ -90,4 +90,6 @@ def _long_spans(rows: RunningRows, budget: int) -> dict[int, int]:
     needs = [len(live.tokens) - live.computed for live in long]
     room = budget - (len(rows) - len(long))
     shares = share_tokens(long, needs, room)
-    return {live.row: share for live, share in zip(long, shares, strict=True) if live.row is not None}
+    return {
+        live.row: share for live, share in zip(long, shares, strict=True) if live.row is not None
+    }

@@ -2,7 +2,7 @@
 
 It keeps rows as the real runner does, and remembers of every block which tokens of whom were
 written into it, so that a plan which reads a block before it is full, reads somebody else's block,
-or gives one block to two writers raises ``PlanViolation`` in the very step. It shares no code with
+or gives one block to two writers raises ``PlanContractError`` in the very step. It shares no code with
 the scheduler: what it knows of blocks it knows from plans alone.
 
 Knows the contract of ``core.plan``. Does not know why a plan looks as it does.
@@ -19,7 +19,7 @@ Script = Callable[[str, int], int]
 """(request id, position in prompt and output) -> token id at that position."""
 
 
-class PlanViolation(AssertionError):
+class PlanContractError(AssertionError):
     """The plan broke the contract between scheduler and runner."""
 
 
@@ -69,7 +69,7 @@ class ScriptedRunner:
         self.tokens_computed = 0
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Check and carry out ``plan``. Raises ``PlanViolation``."""
+        """Check and carry out ``plan``. Raises ``PlanContractError``."""
         self._check_plan(plan)
         for start in plan.starts:
             self._start_row(start)
@@ -106,8 +106,7 @@ class ScriptedRunner:
             f"row {max(rows)} is beyond max_num_seqs",
         )
         _require(
-            self._max_num_batched_tokens is None
-            or plan.num_tokens <= self._max_num_batched_tokens,
+            self._max_num_batched_tokens is None or plan.num_tokens <= self._max_num_batched_tokens,
             f"{plan.num_tokens} tokens are more than the budget",
         )
 
@@ -200,4 +199,4 @@ def scripted_logprob(token_id: int, position: int) -> TokenLogprobs:
 
 def _require(condition: bool, violation: str) -> None:
     if not condition:
-        raise PlanViolation(violation)
+        raise PlanContractError(violation)
