@@ -1,0 +1,5 @@
+"""MiniMax-M2."""
+
+
+class MiniMaxM2:
+    pass

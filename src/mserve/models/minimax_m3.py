@@ -1,0 +1,5 @@
+"""MiniMax-M3."""
+
+
+class MiniMaxM3:
+    pass
