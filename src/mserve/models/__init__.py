@@ -16,9 +16,7 @@ MODELS: dict[str, type[MiniMaxM2] | type[MiniMaxM3]] = {
 }
 
 
-def build_model(
-    spec: ModelSpec, groups: Groups, dtype: torch.dtype, device: torch.device
-) -> Model:
+def build_model(spec: ModelSpec, groups: Groups, dtype: torch.dtype, device: torch.device) -> Model:
     """This rank's share of ``spec`` with unset parameters. ``SetupError`` if the ranks do not
     divide the model."""
     return MODELS[spec.family](spec, groups, dtype, device)
