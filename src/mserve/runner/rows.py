@@ -17,6 +17,8 @@ import numpy as np
 from mserve.core import RowStart, SamplingParams
 from mserve.sampler import TokenCounts
 
+_SEED_BITS = (1 << 64) - 1
+
 
 class GrowingIds:
     """Integers that are appended to and never removed. Doubles its storage, so appending is
@@ -94,7 +96,7 @@ class RowTable:
         self.top_p = np.ones(num_rows)
         self.min_p = np.zeros(num_rows)
         self.top_k = np.zeros(num_rows, dtype=np.int64)
-        self.seeds = np.zeros(num_rows, dtype=np.int64)
+        self.seeds = np.zeros(num_rows, dtype=np.uint64)
         self.num_outputs = np.zeros(num_rows, dtype=np.int64)
         self.edited = np.zeros(num_rows, dtype=bool)  # a penalty, bias or min_tokens is set
         self.scored = np.zeros(num_rows, dtype=bool)  # logprobs are asked for
@@ -112,7 +114,7 @@ class RowTable:
         self.top_p[row] = sampling.top_p
         self.min_p[row] = sampling.min_p
         self.top_k[row] = sampling.top_k
-        self.seeds[row] = start.seed
+        self.seeds[row] = start.seed & _SEED_BITS  # any integer is a seed
         self.num_outputs[row] = state.num_output_tokens
         restrained = sampling.min_tokens > 0 and len(state.forbidden) > 0
         self.edited[row] = state.counts is not None or state.bias is not None or restrained

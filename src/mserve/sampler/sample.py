@@ -32,7 +32,7 @@ _CHUNK_LOGITS = 1 << 22
 @dataclass(frozen=True, slots=True)
 class SamplingInputs:
     """Per row [R]: float64 ``temperature`` (0 is greedy), ``top_p``, ``min_p``; int64 ``top_k``
-    (0 keeps all), ``seeds``, ``positions`` (output tokens before this one)."""
+    (0 keeps all), ``positions`` (output tokens before this one); ``seeds`` of 64 bits."""
 
     temperature: np.ndarray
     top_k: np.ndarray
