@@ -149,4 +149,5 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the id that ended it, if eos or a stop id did
     error: str | None = None  # with finish_reason ERROR
+    error_code: str | None = None  # the ``code`` of core.errors that it would have raised
     times: RequestTimes | None = None  # with any finish reason

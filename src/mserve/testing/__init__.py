@@ -1,0 +1,1 @@
+"""Stand-ins for every edge: a scripted engine, a scripted runner, a manual clock."""

@@ -1,0 +1,5 @@
+"""From the files of a checkpoint to the parameters of a model."""
+
+from mserve.weights.piece import Piece
+
+__all__ = ["Piece"]
