@@ -1,6 +1,6 @@
 """Reading what a checkpoint says of itself, without torch: config keys, tensor names, headers."""
 
-from mserve.checkpoint.config import read_sampling_defaults, read_spec
+from mserve.checkpoint.config import parse_config, read_sampling_defaults, read_spec
 from mserve.checkpoint.header import TensorSource
 from mserve.checkpoint.names import expected_tensors
 from mserve.checkpoint.opening import Checkpoint, open_checkpoint
@@ -26,6 +26,7 @@ __all__ = [
     "heads_on_rank",
     "kv_layout",
     "open_checkpoint",
+    "parse_config",
     "read_sampling_defaults",
     "read_spec",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -42,14 +43,14 @@ def read_spec(path: str | Path) -> ModelSpec:
             f"{folder} is not a folder",
             hint="give the folder of a downloaded checkpoint; mserve downloads nothing",
         )
-    config = read_json(folder / CONFIG_FILE)
-    for part in (config, config.section("text_config")):
-        if part is not None and "quantization_config" in part:
-            hint = "quantized checkpoints are not served yet; use the bf16 release"
-            part.refuse("quantization_config", "null", hint=hint)
-    spec = _reader(config)(config)
+    spec = _spec(read_json(folder / CONFIG_FILE))
     eos = _generation(folder).token_ids("eos_token_id")
     return msgspec.structs.replace(spec, eos_token_ids=eos) if eos else spec
+
+
+def parse_config(file: Path, values: dict[str, Any]) -> ModelSpec:
+    """The model that the content of a config.json describes; ``file`` is for messages only."""
+    return _spec(Keys(file, values))
 
 
 def read_sampling_defaults(path: str | Path) -> SamplingParams:
@@ -72,6 +73,14 @@ def read_sampling_defaults(path: str | Path) -> SamplingParams:
     except RequestError as error:
         raise CheckpointError(f"{Path(path) / GENERATION_FILE}: {error.message}") from None
     return sampling
+
+
+def _spec(config: Keys) -> ModelSpec:
+    for part in (config, config.section("text_config")):
+        if part is not None and "quantization_config" in part:
+            hint = "quantized checkpoints are not served yet; use the bf16 release"
+            part.refuse("quantization_config", "null", hint=hint)
+    return _reader(config)(config)
 
 
 def _reader(config: Keys) -> Callable[[Keys], ModelSpec]:

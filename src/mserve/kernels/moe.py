@@ -1,0 +1,46 @@
+"""The routed experts of one layer: tokens sorted by expert, one pair of GEMMs per expert hit.
+
+Legend: T tokens, K choices per token, E experts held here, I their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import linear
+
+
+def run_experts(
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    activation: Callable[[torch.Tensor], torch.Tensor],
+    first_expert: int,
+) -> torch.Tensor:
+    """Sum over a token's choices of weight * expert(token), [T, hidden] fp32.
+
+    ``hidden`` [T, hidden]; ``ids`` [T, K] with ``weights`` [T, K] fp32; ``gate_up``
+    [E, 2I, hidden] and ``down`` [E, hidden, I] of the experts ``first_expert`` to
+    ``first_expert + E``. A choice held elsewhere adds nothing. The sum runs in ascending expert
+    order whatever else is in the batch.
+    """
+    k = ids.shape[1]
+    num_experts = gate_up.shape[0]
+    total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+    local = ids.flatten() - first_expert
+    local = torch.where((local >= 0) & (local < num_experts), local, num_experts)
+    order = local.argsort(stable=True)
+    tokens = order // k
+    shares = weights.flatten()[order, None]
+    end = 0
+    for expert, count in enumerate(torch.bincount(local, minlength=num_experts).tolist()):
+        start, end = end, end + count
+        if count == 0 or expert == num_experts:
+            continue
+        rows = tokens[start:end]
+        inner = activation(linear(hidden.index_select(0, rows), gate_up[expert]))
+        total.index_add_(0, rows, linear(inner, down[expert]) * shares[start:end])
+    return total

@@ -1,0 +1,166 @@
+"""The tokens of one step as tensors: what every layer may know about them.
+
+    rows     [ span 0's tokens | span 1's tokens | ... ]      T rows in all
+    span     [ computed earlier        | this span      ]
+               0                         start            context_length
+
+Built once per step from host data, complete at birth and shared by all layers. Knows tokens,
+positions and block ids; does not know requests, plans or what the layers compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from mserve.core import BLOCK_TOKENS, blocks_for
+
+# Spans of one length run as one group padded to the longest context. The bounds keep padding
+# below half of the work and a group's gathered keys to about 64 MiB for a layer of M3.
+_GROUP_BLOCKS = 256
+_GROUP_ROWS = 1024
+_GROUP_PADDING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSpan:
+    """Rows ``first_row`` to ``first_row + length`` are positions ``start`` to ``context_length``
+    of one sequence."""
+
+    first_row: int
+    length: int
+    start: int
+
+    @property
+    def context_length(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class SpanGroup:
+    """Spans of equal length that one call of an attention kernel takes together.
+
+    S spans of L tokens: ``rows`` [S, L] int64 into the batch, ``positions`` [S, L] int64,
+    ``blocks`` [S, N] int64 block ids by logical block number, padded with the span's first block.
+    """
+
+    rows: torch.Tensor
+    positions: torch.Tensor
+    blocks: torch.Tensor
+    min_context: int  # over the spans
+    max_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's tokens. T tokens, S spans."""
+
+    token_ids: torch.Tensor  # [T] int64
+    positions: torch.Tensor  # [T] int64
+    slots: torch.Tensor  # [T] int64: block id * BLOCK_TOKENS + offset, where K and V are written
+    spans: tuple[BatchSpan, ...]
+    block_tables: torch.Tensor  # [S, max_blocks] int32, padded with each span's first block
+    opened_blocks: torch.Tensor  # [n] int64: blocks whose first slot is written in this step
+    groups: tuple[SpanGroup, ...]  # every span in exactly one
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_ids.shape[0]
+
+    @property
+    def max_context(self) -> int:
+        return max(span.context_length for span in self.spans)
+
+    @classmethod
+    def build(
+        cls,
+        spans: Sequence[tuple[Sequence[int] | np.ndarray, int, Sequence[int] | np.ndarray]],
+        device: torch.device,
+    ) -> Batch:
+        """From (token ids, start position, block ids) of each span, one span at least.
+
+        A span has at least one token, and its block ids cover position
+        ``start + length - 1``; further ones are ignored.
+        """
+        lengths = [len(token_ids) for token_ids, _, _ in spans]
+        starts = [start for _, start, _ in spans]
+        first_rows = [0, *accumulate(lengths)]
+        records = tuple(map(BatchSpan, first_rows, lengths, starts))
+        tables = _block_tables(records, [block_ids for _, _, block_ids in spans])
+
+        row_lengths = np.asarray(lengths)
+        row_spans = np.repeat(np.arange(len(spans)), row_lengths)
+        shift = np.asarray(starts) - np.asarray(first_rows[:-1])
+        positions = np.arange(first_rows[-1]) + shift[row_spans]
+        owners = tables[row_spans, positions // BLOCK_TOKENS]
+        slots = owners * BLOCK_TOKENS + positions % BLOCK_TOKENS
+        opened = owners[positions % BLOCK_TOKENS == 0]
+        token_ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids, _, _ in spans])
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return cls(
+            token_ids=tensor(token_ids),
+            positions=tensor(positions),
+            slots=tensor(slots),
+            spans=records,
+            block_tables=tensor(tables.astype(np.int32)),
+            opened_blocks=tensor(opened),
+            groups=tuple(
+                _group([records[i] for i in members], tables[members], tensor)
+                for members in _grouped(records)
+            ),
+        )
+
+
+def _block_tables(spans: Sequence[BatchSpan], block_ids: Sequence[Sequence[int]]) -> np.ndarray:
+    width = max(blocks_for(span.context_length) for span in spans)
+    tables = np.empty((len(spans), width), dtype=np.int64)
+    for table, span, ids in zip(tables, spans, block_ids, strict=True):
+        held = blocks_for(span.context_length)
+        table[:held] = ids[:held]
+        table[held:] = ids[0]
+    return tables
+
+
+def _grouped(spans: Sequence[BatchSpan]) -> list[list[int]]:
+    """Span numbers by group: equal length, similar context."""
+    order = sorted(
+        range(len(spans)), key=lambda i: (spans[i].length, spans[i].context_length), reverse=True
+    )
+    groups: list[list[int]] = []
+    for number in order:
+        if groups and _fits(spans, groups[-1], number):
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups
+
+
+def _fits(spans: Sequence[BatchSpan], group: list[int], number: int) -> bool:
+    longest, new = spans[group[0]], spans[number]
+    size = len(group) + 1
+    blocks = blocks_for(longest.context_length)
+    return (
+        new.length == longest.length
+        and size * blocks <= _GROUP_BLOCKS
+        and size * new.length <= _GROUP_ROWS
+        and blocks <= _GROUP_PADDING * blocks_for(new.context_length)
+    )
+
+
+def _group(spans: Sequence[BatchSpan], tables: np.ndarray, tensor) -> SpanGroup:  # type: ignore[no-untyped-def]
+    offsets = np.arange(spans[0].length)
+    contexts = [span.context_length for span in spans]
+    return SpanGroup(
+        rows=tensor(np.asarray([span.first_row for span in spans])[:, None] + offsets),
+        positions=tensor(np.asarray([span.start for span in spans])[:, None] + offsets),
+        blocks=tensor(np.ascontiguousarray(tables[:, : blocks_for(max(contexts))])),
+        min_context=min(contexts),
+        max_context=max(contexts),
+    )

@@ -1,0 +1,42 @@
+"""The pool of KV blocks as tensors: one buffer, and a view of each plane.
+
+Knows the layout of a block and the device. Does not know which block belongs to whom (``cache``).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mserve.core import BLOCK_TOKENS, KVLayout
+
+
+class KVCache:
+    """``num_blocks`` blocks of ``layout``, zeroed."""
+
+    def __init__(self, layout: KVLayout, num_blocks: int, device: torch.device) -> None:
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self.pool = torch.zeros((num_blocks, layout.block_bytes), dtype=torch.uint8, device=device)
+        offsets = layout.offsets()
+        self._planes: dict[tuple[int, str], torch.Tensor] = {}
+        for plane in layout.planes:
+            name = (plane.layer, plane.kind)
+            stored = self.pool[:, offsets[name] : offsets[name] + plane.block_bytes]
+            self._planes[name] = stored.view(getattr(torch, plane.dtype)).unflatten(
+                1, (plane.heads, BLOCK_TOKENS, plane.width)
+            )
+
+    def plane(self, layer: int, kind: str) -> torch.Tensor:
+        """View [num_blocks, heads, BLOCK_TOKENS, width] of one layer's "key", "value" or
+        "index_key". A block's part is contiguous; the stride between blocks is a whole block."""
+        return self._planes[layer, kind]
+
+    def clear(self, block_ids: torch.Tensor) -> None:
+        """Zero ``block_ids`` [n] int64.
+
+        A block is cleared in the step that writes its first slot. Kernels then may read a whole
+        block and mask the unwritten end: no stale bits of another request can be a NaN that
+        survives a weight of zero. The price is one extra write per cached byte.
+        """
+        if block_ids.numel():
+            self.pool.index_fill_(0, block_ids, 0)
