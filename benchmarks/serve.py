@@ -157,12 +157,18 @@ def mserve(*arguments: str) -> str:
 def machine() -> dict[str, str]:
     """What ``mserve doctor`` says that decides speed."""
     found = json.loads(mserve("doctor", "--json"))
-    return {name: str(found[name]) for name in ("cpu", "cores", "memory", "gpu", "torch")}
+    return {
+        "cpu": found["cpu"],
+        "cores": str(found["cores"]["granted"]),
+        "memory": f"{found['memory']['usable_bytes'] / (1 << 30):.0f} GiB",
+        "gpu": ", ".join(gpu["name"] for gpu in found["gpus"]),
+        "torch": found["torch"],
+    }
 
 
 def slug(found: dict[str, str]) -> str:
-    """A short file name part for the machine: the processor's model, and its cores."""
-    name = found["gpu"] if found["gpu"] not in ("None", "[]") else found["cpu"]
+    """A short file name part for the machine: its GPU, or its processor and cores."""
+    name = found["gpu"] or f"{found['cpu']} {found['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
 
 

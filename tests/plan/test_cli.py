@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mserve import __version__
 from mserve.cli.generate import read_prompts, write_completions
-from mserve.cli.main import FAILED, REFUSED, explain, run
+from mserve.cli.main import FAILED, REFUSED, app, explain, run, with_dashes
 from mserve.core import EngineError, QueueFullError, RequestError, SetupError
 
 COMMANDS = ("serve", "chat", "generate", "toy", "doctor")
@@ -53,6 +55,27 @@ def test_toy_has_a_flag_for_every_size() -> None:
 
     flags = set(inspect.signature(toy).parameters) - {"out", "arch", "preset", "seed"}
     assert flags == set(ToyShape.__struct_fields__)
+
+
+def test_option_names_may_have_underscores() -> None:
+    given = ["serve", "a_b", "--max_model_len=1_0", "--enable_expert_parallel", "-x_y"]
+    wanted = ["serve", "a_b", "--max-model-len=1_0", "--enable-expert-parallel", "-x_y"]
+    assert with_dashes(given) == wanted
+
+
+def flags_of_recipes() -> dict[str, str]:
+    """Flag -> what docs/coming-from.md says of it today."""
+    text = (Path(__file__).parents[2] / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `--")]
+    return {flag: today for first, *_, today in rows for flag in re.findall(r"`(--[^`]+)`", first)}
+
+
+@pytest.mark.parametrize(("flag", "today"), flags_of_recipes().items())
+def test_the_table_of_recipe_flags_is_true(flag: str, today: str) -> None:
+    parameters = typer.main.get_command(app).commands["serve"].params
+    options = [name for one in parameters for name in (*one.opts, *one.secondary_opts)]
+    assert today in ("works", "accepted", "planned")
+    assert (flag in options) == (today != "planned")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

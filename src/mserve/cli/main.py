@@ -77,7 +77,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     shown = Shown()
     try:
         code = app(
-            list(arguments) if arguments is not None else None,
+            with_dashes(sys.argv[1:] if arguments is None else arguments),
             prog_name="mserve",
             standalone_mode=False,
             obj=shown,
@@ -95,6 +95,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code, lines = explain(error)
         print("\n".join(lines), file=sys.stderr)  # noqa: T201
         return code
+
+
+def with_dashes(arguments: Sequence[str]) -> list[str]:
+    """Option names with dashes: published recipes write ``--enable_expert_parallel`` too."""
+    words = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        words.append(name.replace("_", "-") + equals + value if word.startswith("--") else word)
+    return words
 
 
 def explain(error: Exception) -> tuple[int, list[str]]:
