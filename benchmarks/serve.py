@@ -1,6 +1,6 @@
 """Decode and prefill tokens/s, TTFT and TPOT over HTTP, at several numbers of streams.
 
-    python benchmarks/serve.py                          both bench presets, a server started for each
+    python benchmarks/serve.py                          a server for each bench preset
     python benchmarks/serve.py --presets m3-bench -- --dtype bfloat16
     python benchmarks/serve.py --url http://127.0.0.1:8000 --hardware h200
 

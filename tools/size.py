@@ -1,6 +1,6 @@
 """Lines of Python per folder, and what the change since a base adds. To look at, never a gate.
 
-    python tools/size.py [BASE]        (default: where this branch left main)
+python tools/size.py [BASE]        (default: where this branch left main)
 """
 
 from __future__ import annotations

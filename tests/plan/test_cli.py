@@ -170,9 +170,7 @@ def test_prompts_of_other_bytes_are_refused(tmp_path: Path) -> None:
         read_prompts(path)
 
 
-PROMPTS = st.lists(
-    st.text(min_size=1) | st.lists(st.integers(0, 1 << 20), min_size=1), min_size=1
-)
+PROMPTS = st.lists(st.text(min_size=1) | st.lists(st.integers(0, 1 << 20), min_size=1), min_size=1)
 
 
 @given(prompts=PROMPTS)

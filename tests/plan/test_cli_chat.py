@@ -84,6 +84,16 @@ def test_waits_until_the_server_is_ready(client: ChatClient) -> None:
     assert client.models() == ["toy"]
 
 
+def test_does_not_wait_for_a_server_that_is_leaving() -> None:
+    draining = httpx.Response(503, json={"status": "draining", "requests": 2})
+    transport = httpx.MockTransport(lambda request: draining)
+    with (
+        ChatClient("http://toy", transport=transport) as client,
+        pytest.raises(NotReadyError, match="draining"),
+    ):
+        client.wait_until_ready(lambda stage, fraction: None)
+
+
 def test_streams_pieces_and_then_what_it_cost(client: ChatClient) -> None:
     *pieces, turn = client.stream("toy", [{"role": "user", "content": "hi"}], {})
     assert pieces == [Piece(word) for word in WORDS]

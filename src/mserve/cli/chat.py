@@ -96,9 +96,7 @@ def chat(
             conversation.run()
 
 
-def _url_of(
-    target: str, serve_flags: list[str], report: Any, stack: contextlib.ExitStack
-) -> str:
+def _url_of(target: str, serve_flags: list[str], report: Any, stack: contextlib.ExitStack) -> str:
     """The target if it is a URL; else the URL of a server started for that folder."""
     if target.startswith(("http://", "https://")):
         if serve_flags:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import httpx
@@ -97,7 +97,7 @@ class ChatClient:
 
     def stream(
         self, model: str, messages: list[Message], settings: dict[str, Any]
-    ) -> Iterator[Piece | Turn]:
+    ) -> Generator[Piece | Turn, None, None]:
         """The pieces of one answer, then one ``Turn``. Closing the iterator cancels the request."""
         body = {
             "model": model,
@@ -190,8 +190,13 @@ def _raise_for_error(answer: httpx.Response) -> None:
 
 
 def _stage_of(answer: httpx.Response) -> tuple[str, float]:
+    """Stage and fraction of a server that is not ready. Raises ``NotReadyError`` for one that
+    will not be."""
     try:
         body = answer.json()
-        return str(body.get("stage") or "loading"), float(body.get("percent") or 0.0) / 100
+        stage, fraction = str(body.get("stage", "")), float(body.get("percent", 0)) / 100
     except (json.JSONDecodeError, AttributeError, TypeError, ValueError):
         return "loading", 0.0
+    if body.get("status") in ("draining", "failed"):
+        raise NotReadyError(f"the server is {body['status']} {body.get('detail', '')}".strip())
+    return stage or "loading", fraction

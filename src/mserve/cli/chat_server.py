@@ -34,9 +34,9 @@ def served(
     """
     port = _free_port()
     with tempfile.TemporaryFile() as log:
+        where = ["--host", "127.0.0.1", "--port", str(port)]
         child = subprocess.Popen(
-            [sys.executable, "-m", "mserve.cli.main", "serve", str(checkpoint)]
-            + ["--host", "127.0.0.1", "--port", str(port), *flags],
+            [sys.executable, "-m", "mserve.cli.main", "serve", str(checkpoint), *where, *flags],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -96,13 +96,15 @@ def _processor() -> list[Finding]:
 
 
 def _memory() -> Finding:
-    import psutil
-
     from mserve.capacity import available_memory
 
-    found = {"usable_bytes": available_memory(), "present_bytes": psutil.virtual_memory().total}
+    found = {"usable_bytes": available_memory(), "present_bytes": _present_memory()}
     usable, present = (value / GIB for value in found.values())
     return Finding("memory", found, f"{usable:.1f} GiB usable of {present:.1f} GiB")
+
+
+def _present_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _torch() -> list[Finding]:

@@ -42,7 +42,9 @@ def generate(
         float | None, typer.Option(help="0 is greedy. Default: the checkpoint's.")
     ] = None,
     top_p: Annotated[float | None, typer.Option(help="Default: the checkpoint's.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 keeps all. Default: the checkpoint's.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="0 keeps all. Default: the checkpoint's.")
+    ] = None,
     min_p: Annotated[float | None, typer.Option(help="Default: the checkpoint's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
     logprobs: Annotated[
@@ -145,7 +147,13 @@ def _problem(value: Any) -> str | None:
 
 
 def _json_kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", float: "a fraction"}
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "a boolean",
+        float: "a fraction",
+    }
     return kinds.get(type(value), "null" if value is None else "a number")
 
 
@@ -211,7 +219,12 @@ def progress_bar(num_prompts: int) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), "{task.fields[tokens]} tokens", TimeRemainingColumn())
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        "{task.fields[tokens]} tokens",
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=num_prompts, tokens=0)
 

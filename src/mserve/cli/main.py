@@ -58,7 +58,9 @@ def _options(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and exit."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print it and exit."
+        ),
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="MSERVE_DEBUG", help="Show tracebacks of errors.")
