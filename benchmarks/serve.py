@@ -160,7 +160,7 @@ def machine() -> dict[str, str]:
     return {
         "cpu": found["cpu"],
         "cores": str(found["cores"]["granted"]),
-        "memory": f"{found['memory']['usable_bytes'] / (1 << 30):.0f} GiB",
+        "memory": f"{found['memory']['total_bytes'] / (1 << 30):.0f} GiB",
         "gpu": ", ".join(gpu["name"] for gpu in found["gpus"]),
         "torch": found["torch"],
     }

@@ -12,12 +12,15 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 import mserve
+
+if TYPE_CHECKING:
+    from mserve.capacity import Machine
 
 GIB = 1 << 30
 
@@ -64,12 +67,15 @@ def doctor(
 
 def examine() -> list[Finding]:
     """Everything the report says, in its order."""
+    from mserve.capacity import read_machine
+
+    machine = read_machine()
     return [
         _plain("mserve", mserve.__version__),
         _plain("python", platform.python_version()),
         _plain("system", f"{platform.system()} {platform.release()} {platform.machine()}"),
-        *_processor(),
-        _memory(),
+        *_processor(machine),
+        _memory(machine),
         *_torch(),
         _compiler(),
     ]
@@ -79,32 +85,30 @@ def _plain(name: str, value: str) -> Finding:
     return Finding(name, value, value)
 
 
-def _processor() -> list[Finding]:
-    from mserve.capacity import granted_cores
-
+def _processor(machine: Machine) -> list[Finding]:
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     useful = [flag for flag in _CPU_FLAGS if flag in flags]
     nodes = numa_nodes(Path("/sys/devices/system/node"))
-    cores = {"granted": granted_cores(), "present": os.cpu_count() or 1}
+    cores = {"granted": machine.cores, "present": os.cpu_count() or 1}
     return [
         _plain("cpu", info.get("model name") or platform.processor() or "unknown"),
         Finding("cores", cores, f"{cores['granted']} granted of {cores['present']}"),
-        Finding("numa_nodes", nodes, f"{len(nodes) or 1} {', '.join(nodes.values())}".strip()),
+        Finding("numa_nodes", nodes, _numa_line(nodes)),
         Finding("cpu_flags", useful, " ".join(useful) or "none of those that matter"),
     ]
 
 
-def _memory() -> Finding:
-    from mserve.capacity import available_memory
-
-    found = {"usable_bytes": available_memory(), "present_bytes": _present_memory()}
-    usable, present = (value / GIB for value in found.values())
-    return Finding("memory", found, f"{usable:.1f} GiB usable of {present:.1f} GiB")
-
-
-def _present_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _memory(machine: Machine) -> Finding:
+    found = {
+        "available_bytes": machine.available_bytes,
+        "total_bytes": machine.total_bytes,
+        "limit_bytes": machine.limit_bytes,
+    }
+    shown = f"{machine.available_bytes / GIB:.1f} GiB free of {machine.total_bytes / GIB:.1f} GiB"
+    if machine.limit_bytes is not None:
+        shown += f", limited to {machine.limit_bytes / GIB:.1f} GiB"
+    return Finding("memory", found, shown)
 
 
 def _torch() -> list[Finding]:
@@ -119,7 +123,6 @@ def _torch() -> list[Finding]:
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return [
         _plain("torch", str(torch.__version__)),
-        Finding("torch_threads", torch.get_num_threads(), str(torch.get_num_threads())),
         Finding(
             "gpus",
             [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
@@ -151,6 +154,12 @@ def numa_nodes(root: Path) -> dict[str, str]:
         for path in found
         if (path / "cpulist").is_file()
     }
+
+
+def _numa_line(nodes: dict[str, str]) -> str:
+    if len(nodes) < 2:
+        return "1"
+    return f"{len(nodes)}: " + ", ".join(f"{name} has {cores}" for name, cores in nodes.items())
 
 
 def _compiler() -> Finding:
