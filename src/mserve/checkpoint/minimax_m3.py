@@ -153,7 +153,7 @@ def _read_index(
         num_heads=either("index_n_heads", "sparse_num_index_heads"),
         head_dim=either("index_head_dim", "sparse_index_dim", _RELEASED_INDEX_HEAD_DIM),
         topk_blocks=either("index_topk_blocks", "sparse_topk_blocks"),
-        local_blocks=either("index_local_blocks", "sparse_local_block", 1, at_least=1),
+        local_blocks=either("index_local_blocks", "sparse_local_block", 1, at_least=0),
         init_blocks=either("index_init_blocks", "sparse_init_block", 0, at_least=0),
     )
     if index.num_heads != num_kv_heads:
