@@ -11,12 +11,13 @@ from mserve.core import BLOCK_TOKENS, KVLayout
 
 
 class KVCache:
-    """``num_blocks`` blocks of ``layout``, zeroed."""
+    """``num_blocks`` blocks of ``layout``. Memory is taken from the system as blocks are first
+    used: touching a whole pool of many gigabytes would delay start-up by as many seconds."""
 
     def __init__(self, layout: KVLayout, num_blocks: int, device: torch.device) -> None:
         self.layout = layout
         self.num_blocks = num_blocks
-        self.pool = torch.zeros((num_blocks, layout.block_bytes), dtype=torch.uint8, device=device)
+        self.pool = torch.empty((num_blocks, layout.block_bytes), dtype=torch.uint8, device=device)
         offsets = layout.offsets()
         self._planes: dict[tuple[int, str], torch.Tensor] = {}
         for plane in layout.planes:
