@@ -21,7 +21,6 @@ class GenerationDefaults(msgspec.Struct, frozen=True):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    max_new_tokens: int | None = None
     eos_token_id: int | list[int] | None = None
 
     @property
@@ -42,7 +41,6 @@ class GenerationDefaults(msgspec.Struct, frozen=True):
             "top_k": self.top_k,
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
-            "max_tokens": self.max_new_tokens,
         }
         return {name: value for name, value in values.items() if value is not None}
 

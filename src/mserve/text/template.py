@@ -82,8 +82,8 @@ class JinjaChatTemplate:
             return "".join(_capped(self._template.generate(values)))
         except _RefusedByTemplateError as error:
             message = f"the chat template refused these messages: {error}"
-        except jinja2.TemplateError as error:
-            message = f"the chat template failed on these messages: {error}"
+        except jinja2.TemplateError as failure:
+            message = f"the chat template failed on these messages: {failure}"
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError):
             message = "the chat template cannot render messages of this form"
         except RecursionError:
@@ -127,10 +127,10 @@ def load_chat_template(checkpoint: Path, override: Path | None = None) -> ChatTe
             except (OSError, UnicodeDecodeError) as error:
                 raise CheckpointError(f"cannot read the chat template {path}: {error}") from None
             return JinjaChatTemplate(source, special_tokens=special_tokens, where=str(path))
-    source = _default_template(config.get("chat_template"))
-    if source is None:
+    default = _default_template(config.get("chat_template"))
+    if default is None:
         return NoChatTemplate()
-    return JinjaChatTemplate(source, special_tokens=special_tokens, where=str(config_path))
+    return JinjaChatTemplate(default, special_tokens=special_tokens, where=str(config_path))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

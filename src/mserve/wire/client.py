@@ -89,8 +89,9 @@ class OutputStream:
             self._abort([request_id])
 
     def close(self) -> None:
-        """No more of any. Safe to call twice."""
+        """No more of any; a waiting reader sees the end. Safe to call twice."""
         self._pending.clear()
+        self._arrival.set()
         if self._unfinished:
             unfinished = sorted(self._unfinished)
             self._unfinished.clear()
