@@ -1,9 +1,9 @@
 """A runner without a model: it says what a script says, and believes nothing of the plan.
 
 It keeps rows as the real runner does, and remembers of every block which tokens of whom were
-written into it, so that a plan which reads a block before it is full, reads somebody else's block,
-or gives one block to two writers raises ``PlanContractError`` in the very step. It shares no code with
-the scheduler: what it knows of blocks it knows from plans alone.
+written into it. A plan that reads a block before it is full, reads somebody else's block, or gives
+one block to two writers raises ``PlanContractError`` in the very step. What it knows of blocks it
+knows from plans alone; it shares no code with the scheduler.
 
 Knows the contract of ``core.plan``. Does not know why a plan looks as it does.
 """
