@@ -18,7 +18,7 @@ from typing import Self
 import torch
 
 from mserve.cache import BlockLedger
-from mserve.capacity import MemoryPlan, available_memory, granted_cores, plan_memory, render
+from mserve.capacity import Machine, MemoryPlan, plan_memory, read_machine, render
 from mserve.checkpoint import Checkpoint, open_checkpoint
 from mserve.core import (
     BLOCK_TOKENS,
@@ -110,9 +110,11 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     checkpoint = open_checkpoint(config.model.path)
 
     report(Loading("memory", 0.0))
-    threads = max(1, (config.num_threads or granted_cores()) // size)
+    machine = read_machine()
+    threads = max(1, (config.num_threads or machine.cores) // size)
     torch.set_num_threads(threads)
-    memory = plan_memory(checkpoint.spec, config, _available_bytes(device), size)
+    available_bytes = _available_bytes(machine, device, size)
+    memory = plan_memory(checkpoint.spec, config, available_bytes, size)
 
     ranks, groups = _meet(config, device, memory.num_blocks, threads, resources)
     runner: Runner = load_runner(
@@ -136,10 +138,11 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     return StartedEngine(engine, ready, checkpoint, ranks, resources.pop_all())
 
 
-def _available_bytes(device: torch.device) -> int:
+def _available_bytes(machine: Machine, device: torch.device, size: int) -> int:
+    """Memory that one of ``size`` ranks may use: a GPU of its own, or a share of the machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return available_memory()
+    return machine.available_bytes // size
 
 
 def _meet(
