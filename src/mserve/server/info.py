@@ -26,7 +26,7 @@ async def retrieve_model(http: Request) -> Response:
     name = http.path_params["model"]
     if name not in service.config.served_model_names:
         raise NotFoundError(
-            f"the model {name!r} is not served here", param="model", code="model_not_found"
+            f'the model "{name[:100]}" is not served here', param="model", code="model_not_found"
         )
     return json_response(_model(service, name))
 

@@ -106,7 +106,7 @@ def _plain(message: ChatMessage, number: int) -> dict[str, Any]:
         for part in message.content:
             if part.type != "text":
                 raise RequestError(
-                    f"content of type {part.type!r} is not supported",
+                    f'content of type "{part.type[:100]}" is not supported',
                     param=f"{where}.content",
                     code="unsupported_parameter",
                 )

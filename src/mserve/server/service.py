@@ -102,7 +102,7 @@ class Service:
             return self.config.served_model_names[0]
         if name not in self.config.served_model_names:
             raise NotFoundError(
-                f"the model {name!r} is not served here; served: "
+                f'the model "{name[:100]}" is not served here; served: '
                 + ", ".join(self.config.served_model_names),
                 param="model",
                 code="model_not_found",
