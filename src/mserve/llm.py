@@ -34,7 +34,7 @@ from mserve.core import (
 )
 from mserve.engine.startup import start
 from mserve.text import Answer, ByteLevelTokenizer, Tokenizer, load_tokenizer
-from mserve.wire import Loading
+from mserve.wire import EngineStats, Loading
 
 # Nobody is turned away: all prompts of one call wait in memory anyway.
 _MAX_WAITING = 1 << 31
@@ -112,6 +112,11 @@ class LLM:
     def report(self) -> list[str]:
         """What was found and decided at start, for people."""
         return self._started.ready.report
+
+    @property
+    def stats(self) -> EngineStats:
+        """What runs now, and totals since start."""
+        return self._engine.stats()
 
     def generate(
         self,

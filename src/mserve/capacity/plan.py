@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from mserve.capacity.activations import activation_bytes, logits_bytes
+from mserve.capacity.units import human_bytes
 from mserve.capacity.weights import weight_bytes
 from mserve.checkpoint import ModelSpec, kv_layout
 from mserve.core import BLOCK_TOKENS, CapacityError, EngineConfig, blocks_for
@@ -103,32 +104,30 @@ def max_model_len(spec: ModelSpec, engine_config: EngineConfig) -> int:
     return asked
 
 
-def _refuse_what_does_not_fit(plan: MemoryPlan, config: EngineConfig, fixed: int) -> None:
+def _refuse_what_does_not_fit(plan: MemoryPlan, config: EngineConfig, fixed_bytes: int) -> None:
+    available, fixed = human_bytes(plan.available_bytes), human_bytes(fixed_bytes)
     if plan.budget_bytes > plan.available_bytes:
+        asked = human_bytes(plan.budget_bytes - fixed_bytes)
         raise CapacityError(
-            f"weights and a step take {_gib(fixed)} and kv_cache_memory_bytes asks for"
-            f" {_gib(plan.budget_bytes - fixed)}, but {_gib(plan.available_bytes)} are available",
-            hint=f"use --kv-cache-memory-bytes {max(0, plan.available_bytes - fixed)} or less",
+            f"weights and a step take {fixed} and kv_cache_memory_bytes asks for {asked},"
+            f" but {available} are available",
+            hint=f"use --kv-cache-memory-bytes {max(0, plan.available_bytes - fixed_bytes)}"
+            " or less, or more ranks",
         )
     needed = blocks_for(plan.max_model_len)
     if plan.num_blocks >= needed:
         return
     if plan.num_blocks == 0:
         raise CapacityError(
-            f"weights take {_gib(plan.weight_bytes)} and a step"
-            f" {_gib(plan.activation_bytes + plan.logits_bytes)}, which leaves no room for a block"
-            f" in {_gib(plan.budget_bytes)} of {_gib(plan.available_bytes)} available memory",
+            f"weights take {human_bytes(plan.weight_bytes)}, with a step {fixed}, which leaves no"
+            f" room for a block in {human_bytes(plan.budget_bytes)} of {available} available",
             hint="use more ranks, a smaller --max-num-batched-tokens or --max-num-seqs,"
             " or a larger --memory-utilization",
         )
     fits = plan.num_blocks * BLOCK_TOKENS
     raise CapacityError(
-        f"a context of {plan.max_model_len} tokens takes {_gib(needed * plan.block_bytes)} of"
-        f" blocks, and {_gib(plan.cache_bytes)} are left beside weights and activations",
+        f"a context of {plan.max_model_len} tokens takes {human_bytes(needed * plan.block_bytes)}"
+        f" of blocks, and {human_bytes(plan.cache_bytes)} are left beside weights and a step",
         hint=f"use --max-model-len {fits} or less, or raise --memory-utilization"
         f" (now {config.cache.memory_utilization:g})",
     )
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / (1 << 30):.2f} GiB"

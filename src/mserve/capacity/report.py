@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mserve.capacity.plan import MemoryPlan
+from mserve.capacity.units import human_bytes
 
 _LARGEST_SHOWN = 3
 
@@ -25,16 +26,6 @@ def render(plan: MemoryPlan) -> list[str]:
     label_width = max(len(label) for label, _, _ in lines)
     size_width = max(len(size) for _, size, _ in lines)
     return [f"{label:<{label_width}}  {size:>{size_width}}  {what}" for label, size, what in lines]
-
-
-def human_bytes(num_bytes: int) -> str:
-    """Three or more digits and a binary unit, for example ``21.50 GiB``."""
-    size, unit = float(num_bytes), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{num_bytes} B" if unit == "B" else f"{size:.2f} {unit}"
 
 
 def _largest(parts: dict[str, int]) -> str:

@@ -15,7 +15,7 @@ import threading
 
 from mserve.core import SetupError
 from mserve.engine.process import serve
-from mserve.engine.ranks import leave_signals_to_the_front_end
+from mserve.engine.ranks import leave_signals_to_the_front_end, raw_standard_input
 from mserve.wire import EngineLaunch, EnginePort, Failed, Loading, read_launch
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ def _run(launch: EngineLaunch, port: EnginePort) -> int:
 
 def _leave_with_the_front_end() -> None:
     """Standard input stays silent until the front end is gone; then nobody wants our answers."""
-    while sys.stdin.buffer.read(1024):
+    stream = raw_standard_input()
+    while stream.read(1024):
         pass
     os._exit(1)
 

@@ -10,6 +10,7 @@ import os
 import queue
 import sys
 import threading
+from io import RawIOBase
 
 import msgspec
 import torch
@@ -21,6 +22,7 @@ from mserve.engine.ranks import (
     HELLO,
     RankLaunch,
     leave_signals_to_the_front_end,
+    raw_standard_input,
     read_frame,
     stay_on_this_machine,
 )
@@ -30,12 +32,13 @@ from mserve.parallel import init_groups
 def main() -> None:
     leave_signals_to_the_front_end()
     stay_on_this_machine()
-    frame = read_frame(sys.stdin.buffer)
+    frames = raw_standard_input()
+    frame = read_frame(frames)
     if frame is None:
         return
     launch = msgspec.msgpack.decode(frame, type=RankLaunch)
     plans: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(plans,), daemon=True).start()
+    threading.Thread(target=_receive, args=(frames, plans), daemon=True).start()
 
     torch.set_num_threads(launch.num_threads)
     device = device_of_rank(launch.config, launch.rank)
@@ -56,9 +59,9 @@ def main() -> None:
         runner.run(decoder.decode(plans.get()))
 
 
-def _receive(plans: queue.SimpleQueue[bytes]) -> None:
+def _receive(frames: RawIOBase, plans: queue.SimpleQueue[bytes]) -> None:
     """Also the watch over rank 0: its end ends this process, even in the middle of a load."""
-    while (frame := read_frame(sys.stdin.buffer)) is not None:
+    while (frame := read_frame(frames)) is not None:
         plans.put(frame)
     os._exit(0)
 

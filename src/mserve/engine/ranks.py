@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,10 +67,10 @@ class RankProcesses:
                 _send(child, rank, msgspec.msgpack.encode(launch))
             for rank, child in enumerate(self._children, start=1):
                 if _output(child).read(len(HELLO)) != HELLO:
-                    raise SetupError(f"rank {rank} ended while it started; its log says why")
-        except BaseException:
+                    raise EngineError(f"rank {rank} is gone")
+        except EngineError as error:
             self.close()
-            raise
+            raise SetupError(f"{error.message} before it was ready; its log says why") from None
 
     def send(self, plan: bytes) -> None:
         """``EngineError`` if a child is gone."""
@@ -142,14 +143,28 @@ def leave_signals_to_the_front_end() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def read_frame(stream: BinaryIO) -> bytes | None:
+def raw_standard_input() -> RawIOBase:
+    """Standard input without a buffer: a thread that waits in a buffered read holds a lock that
+    the interpreter wants at exit, and it aborts when it cannot have it."""
+    return FileIO(0, "rb", closefd=False)
+
+
+def read_frame(stream: RawIOBase) -> bytes | None:
     """The next frame, or None at the end of the stream."""
-    header = stream.read(_LENGTH_BYTES)
-    if len(header) < _LENGTH_BYTES:
+    header = _read_exactly(stream, _LENGTH_BYTES)
+    if header is None:
         return None
-    length = int.from_bytes(header, "big")
-    frame = stream.read(length)
-    return frame if len(frame) == length else None
+    return _read_exactly(stream, int.from_bytes(header, "big"))
+
+
+def _read_exactly(stream: RawIOBase, num_bytes: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < num_bytes:
+        piece = stream.read(num_bytes - len(data))
+        if not piece:
+            return None
+        data += piece
+    return bytes(data)
 
 
 def _spawn() -> subprocess.Popen[bytes]:

@@ -248,5 +248,5 @@ def _machine_line(
     split = ", experts by id" if config.parallel.enable_expert_parallel and size > 1 else ""
     return (
         f"running on {where}: {dtype_name(config, checkpoint)}, {ranks}{split}, "
-        f"{threads} threads each, torch {torch.__version__}"
+        f"threads per rank {threads}, torch {torch.__version__}"
     )
