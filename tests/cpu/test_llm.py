@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from mserve.core import CheckpointError, ContextLengthError, RequestError, SamplingParams
+from mserve.core import (
+    CheckpointError,
+    ContextLengthError,
+    EngineError,
+    RequestError,
+    SamplingParams,
+)
 from mserve.llm import LLM
 from mserve.testing.toys import greedy, small_toy, transformers_of
 
@@ -58,6 +64,22 @@ def test_two_ranks_answer_as_one_and_as_transformers(tmp_path, arch, expert_para
         assert [entry.logprob for entry in one.logprobs] == pytest.approx(
             [entry.logprob for entry in two.logprobs], abs=1e-4
         )
+
+
+def test_ranks_that_lost_step_never_answer_again(checkpoint, monkeypatch):
+    """An error on one rank alone must not leave the next step to pair with half of this one."""
+    with LLM(str(checkpoint), tensor_parallel_size=2, **SMALL) as llm:
+        llm.generate([[1, 2]], greedy_rule(2))
+
+        def broken(runner, spans):
+            raise RuntimeError("a deliberate failure")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("mserve.runner.execute.Runner._compute", broken)
+            with pytest.raises(EngineError, match="step failed"):
+                llm.generate([[1, 2]], greedy_rule(2))
+        with pytest.raises(EngineError, match="rank 1 is gone"):
+            llm.generate([[1, 2]], greedy_rule(2))
 
 
 def test_texts_and_ids_are_equal_prompts(llm):

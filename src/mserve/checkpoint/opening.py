@@ -31,6 +31,9 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     tensors: Mapping[str, TensorSource]
     sampling: SamplingParams  # defaults of generation_config.json
 
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.path)!r}, {len(self.tensors)} tensors)"
+
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Read and check all but the data. ``CheckpointError`` names file and key."""

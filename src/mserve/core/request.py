@@ -7,7 +7,6 @@ travel in ``SamplingParams`` for the text side; the engine itself only acts on t
 from __future__ import annotations
 
 import enum
-import math
 
 import msgspec
 
@@ -84,7 +83,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _between(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    inside = math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
+    inside = (low < value if open_low else low <= value) and value <= high  # never true of NaN
     if not inside:
         bracket = "(" if open_low else "["
         raise RequestError(f"{name} must be in {bracket}{low}, {high}], got {value}", param=name)

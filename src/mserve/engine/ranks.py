@@ -91,6 +91,12 @@ class RankProcesses:
         if not self._closing:
             on_death(rank)
 
+    def kill(self) -> None:
+        """End all children at once; whoever watches them hears of it."""
+        for child in self._children:
+            child.kill()
+            child.wait()
+
     def close(self) -> None:
         """End all children. Safe to call twice."""
         self._closing = True
@@ -116,8 +122,14 @@ class RankedRunner:
         self._encoder = msgspec.msgpack.Encoder()
 
     def run(self, plan: StepPlan) -> StepResult:
+        """``EngineError`` from the first step on that did not run on all ranks: they may have
+        stopped at different collectives, and the next plan would mix up two steps."""
         self._ranks.send(self._encoder.encode(plan))
-        return self._runner.run(plan)
+        try:
+            return self._runner.run(plan)
+        except BaseException:
+            self._ranks.kill()
+            raise
 
 
 def rendezvous() -> tempfile.TemporaryDirectory[str]:

@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
@@ -68,6 +74,8 @@ class ServerMetrics:
     """Counters and histograms of one server, plus the engine's state read at each scrape."""
 
     def __init__(self, model_name: str, read_engine: Callable[[], EngineReading]) -> None:
+        # Otherwise every counter comes with a second series that no dashboard reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._labels = {"model_name": model_name, "engine": "0"}
         self.registry.register(_EngineCollector(read_engine, list(self._labels.values())))

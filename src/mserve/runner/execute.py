@@ -162,12 +162,12 @@ class Runner:
         """``token_ids`` [n] scored by the logits of ``hidden`` [n, hidden], in bounded memory."""
         scores: list[TokenLogprobs] = []
         rows_per_chunk = max(1, _LOGITS_PER_CHUNK // self._vocab_size)
-        for states, ids in zip(
-            hidden.split(rows_per_chunk), token_ids.split(rows_per_chunk), strict=True
-        ):
-            logits = self._model.logits(states)
+        for first in range(0, len(token_ids), rows_per_chunk):
+            chunk = slice(first, first + rows_per_chunk)
+            logits = self._model.logits(hidden[chunk])
             if logits is not None:
-                scores += score(logits, ids.to(self._device), [num_top] * len(ids))
+                ids = token_ids[chunk].to(self._device)
+                scores += score(logits, ids, [num_top] * len(ids))
         return tuple(scores)
 
 

@@ -23,7 +23,8 @@ def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
     # The position goes through the mixer alone first: seeds s and s + 1 then never share a shifted
     # copy of one sequence, as they would with stream + position.
     bits = _mixed(streams ^ _mixed(positions.astype(np.uint64) * _INCREMENT + _MULTIPLIER_1))
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    values: np.ndarray = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return values
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -36,38 +36,46 @@ class Supervisor:
         self._command = list(command)
         self._config = config
         self._process: Process | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
+        self._was_ready = False
 
     async def run(self) -> None:
         """Until ``stop``. Raises ``SetupError`` if the engine never became ready."""
-        delay_s, was_ready = _FIRST_DELAY_S, False
+        delay_s = _FIRST_DELAY_S
         while True:
             became_ready = await self._live_once()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
-            if not became_ready and not was_ready:
+            if not self._was_ready:
                 raise self._first_start_error()
-            was_ready = True
             if became_ready:
                 delay_s = _FIRST_DELAY_S
             log.error("the engine process died; starting it again in %.0f s", delay_s)
-            await asyncio.sleep(delay_s)
+            if await self._told_to_stop_within(delay_s):
+                return
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
             self._service.metrics.engine_restarted()
 
     async def stop(self) -> None:
-        """Ask the engine to exit; after a few seconds make it."""
-        self._stopping = True
+        """Ask the engine to exit; one that does not, or still loads, is made to."""
+        self._stopping.set()
         process = self._process
         if process is None:
             return
-        self._service.client.shutdown()
-        try:
-            async with asyncio.timeout(_EXIT_PATIENCE_S):
-                await process.wait()
-        except TimeoutError:
-            _kill_group(process)
-            await process.wait()
+        if self._service.client.ready is not None:
+            self._service.client.shutdown()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EXIT_PATIENCE_S):
+                    await process.wait()
+                    return
+        _kill_group(process)
+        await process.wait()
+
+    async def _told_to_stop_within(self, delay_s: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._stopping.wait()
+        return self._stopping.is_set()
 
     async def _live_once(self) -> bool:
         """One engine process from start to end; whether it became ready."""
@@ -86,6 +94,8 @@ class Supervisor:
         try:
             assert process.stdin is not None
             launch = EngineLaunch(self._config, link.inbox, link.outbox)
+            if self._stopping.is_set():
+                return False  # told so while the process was being made
             process.stdin.write(encode_launch(launch))
             with contextlib.suppress(ConnectionError):
                 await process.stdin.drain()
@@ -95,9 +105,9 @@ class Supervisor:
         finally:
             _kill_group(process)  # ranks that outlived their first
             self._process = None
-            phase = client.status.phase
-            kept = phase if phase in (Phase.LOADING, Phase.FAILED) else Phase.RESTARTING
-            client.detach("the engine process died; it is being restarted", phase=kept)
+            self._was_ready |= client.ready is not None
+            phase = Phase.RESTARTING if self._was_ready else client.status.phase
+            client.detach("the engine process died; it is being restarted", phase=phase)
 
     def _first_start_error(self) -> SetupError:
         failed = self._service.client.status.failed

@@ -53,7 +53,6 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     num_cached_tokens: int = 0
     crash_token_id: int | None = None  # a prompt that holds it kills the process
     error_token_id: int | None = None  # a prompt that holds it ends in an engine error
-    once_path: str | None = None  # with fail_load: only while this file does not exist
     abort_log: str | None = None  # ids of aborted requests are appended to this file
 
 
@@ -107,6 +106,8 @@ class FakeEngine:
     def _obey(self, message: Submit | Abort | Shutdown) -> None:
         match message:
             case Submit(requests):
+                if any(self._script.crash_token_id in r.prompt_token_ids for r in requests):
+                    os._exit(9)
                 self._waiting.extend(requests)
             case Abort(request_ids):
                 self._abort(set(request_ids))
@@ -144,8 +145,6 @@ class FakeEngine:
     def _advance(self, running: _Running) -> RequestOutput:
         request, script = running.request, self._script
         prompt, sampling = request.prompt_token_ids, request.sampling
-        if script.crash_token_id in prompt:
-            os._exit(9)
         if script.error_token_id in prompt:
             return RequestOutput(
                 request_id=request.request_id,
@@ -222,22 +221,12 @@ def main() -> None:
     launch = read_launch(sys.stdin.buffer)
     threading.Thread(target=_exit_with_front_end, daemon=True).start()
     with EnginePort(launch.inbox, launch.outbox) as port:
-        if script.fail_load is not None and _first_time(script.once_path):
+        if script.fail_load is not None:
             port.send(Failed(script.fail_load, hint="change it"))
-            port.close()
             raise SystemExit(2)
         engine = FakeEngine(script, port)
         engine.load()
         engine.serve()
-
-
-def _first_time(once_path: str | None) -> bool:
-    if once_path is None:
-        return True
-    path = Path(once_path)
-    seen = path.exists()
-    path.touch()
-    return not seen
 
 
 def _exit_with_front_end() -> None:
