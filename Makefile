@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 serve-demo: $(STAMP) $(DEMO)/config.json  ## serve a small random checkpoint on 127.0.0.1
-	$(BIN)/mserve serve $(DEMO) --port $(PORT)
+	$(BIN)/mserve serve $(DEMO) --port $(PORT) --kv-cache-memory-bytes 1G
 
 # Written beside its place and moved there, so that a run cut short leaves nothing half made.
 $(DEMO)/config.json: | $(STAMP)

@@ -51,7 +51,7 @@ def folders_in_git(root: Path) -> set[str]:
         for parent in _LISTED_INSIDE:
             inside = Path(parent).parts
             if parts[: len(inside)] == inside:
-                listed.add("/".join(parts[: len(inside) + 1]))
+                listed |= {parent, "/".join(parts[: len(inside) + 1])}
     return listed
 
 

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
+from mserve.cli.serve import parse_bytes
 from mserve.core import RequestError, SetupError, TokenLogprobs
 
 if TYPE_CHECKING:
     from mserve.llm import Completion
+    from mserve.wire import Loading
 
 Prompt = str | list[int]
 
@@ -63,10 +65,28 @@ def generate(
     tensor_parallel_size: Annotated[
         int, typer.Option("--tensor-parallel-size", "-tp", min=1, help="Ranks.")
     ] = 1,
+    enable_expert_parallel: Annotated[
+        bool,
+        typer.Option("--enable-expert-parallel", help="Whole experts per rank, not slices."),
+    ] = False,
+    gpu_memory_utilization: Annotated[
+        float,
+        typer.Option(
+            "--gpu-memory-utilization",
+            "--memory-utilization",
+            min=0.01,
+            max=1.0,
+            help="Share of the memory to use, weights included.",
+        ),
+    ] = 0.9,
+    kv_cache_memory_bytes: Annotated[
+        str | None, typer.Option(help="For KV blocks alone; 4G and the like.")
+    ] = None,
 ) -> None:
     """Continue prompts offline. Each answer is {text, token_ids, finish_reason, logprobs}."""
     wanted = read_prompts(prompts)
     check_writable(output)
+    block_bytes = parse_bytes(kv_cache_memory_bytes)
 
     from mserve.checkpoint import open_checkpoint
 
@@ -90,15 +110,21 @@ def generate(
 
     from mserve.llm import LLM
 
-    with (
-        LLM(
-            str(checkpoint),
-            dtype=dtype,
-            max_model_len=max_model_len,
-            tensor_parallel_size=tensor_parallel_size,
-        ) as llm,
-        progress_bar(len(wanted)) as advance,
-    ):
+    with contextlib.ExitStack() as stack:
+        with loading_line() as report:
+            llm = stack.enter_context(
+                LLM(
+                    str(checkpoint),
+                    dtype=dtype,
+                    max_model_len=max_model_len,
+                    tensor_parallel_size=tensor_parallel_size,
+                    enable_expert_parallel=enable_expert_parallel,
+                    memory_utilization=gpu_memory_utilization,
+                    kv_cache_memory_bytes=block_bytes,
+                    report=report,
+                )
+            )
+        advance = stack.enter_context(progress_bar(len(wanted)))
         completions = llm.generate(wanted, sampling, progress=advance)
     write_completions(output, completions)
     typer.echo(f"{len(completions)} answers in {output}", err=True)
@@ -189,7 +215,8 @@ def write_completions(path: Path, completions: Sequence[Completion]) -> None:
     ]
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        part.write_text(f"[{lines}]\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -209,6 +236,17 @@ def _logprobs(positions: Sequence[TokenLogprobs] | None) -> list[dict[str, Any]]
         }
         for position in positions
     ]
+
+
+@contextlib.contextmanager
+def loading_line() -> Iterator[Callable[[Loading], None]]:
+    """A line on stderr that says how far loading is; yields what it is told by."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda loading: status.update(
+            f"loading: {loading.stage} {loading.fraction:.0%} {loading.detail}"
+        )
 
 
 @contextlib.contextmanager
