@@ -1,7 +1,7 @@
 """What the terminal shows while a server starts: progress, then where it is and how to call it.
 
-A bar where somebody watches, a line now and then where a log is written. Knows the engine's messages. Does
-not know how anything starts.
+A bar where somebody watches, a line now and then where a log is written. Knows the engine's
+messages. Does not know how anything starts.
 """
 
 from __future__ import annotations
