@@ -276,6 +276,8 @@ SPARSE = "text_config.sparse_attention_config."
         (M2, "use_qk_norm", False),
         (M2, "use_routing_bias", False),
         (M2, "eos_token_id", "end"),
+        (M2, "eos_token_id", [5, 200064]),
+        (M3, "text_config.bos_token_id", -1),
         (M2, "dtype", "float16"),
         (M3, "text_config.attention_output_gate", True),
         (M3, "text_config.hidden_act", "gelu"),

@@ -140,6 +140,12 @@ def start_server(checkpoint: Path) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture(scope="session")
+def make_server() -> type[Server]:
+    """Wraps a server process that a test has started itself."""
+    return Server
+
+
+@pytest.fixture(scope="session")
 def server(start_server: Callable[..., Server]) -> Server:
     """One server for all tests that leave it as they found it."""
     return start_server({"eos_token_id": EOS, "num_cached_tokens": 2, "error_token_id": 127})

@@ -44,7 +44,7 @@ def read_spec(path: str | Path) -> ModelSpec:
             hint="give the folder of a downloaded checkpoint; mserve downloads nothing",
         )
     spec = _spec(read_json(folder / CONFIG_FILE))
-    eos = _generation(folder).token_ids("eos_token_id")
+    eos = _generation(folder).token_ids("eos_token_id", spec.vocab_size)
     return msgspec.structs.replace(spec, eos_token_ids=eos) if eos else spec
 
 

@@ -78,14 +78,14 @@ class Keys:
             self.refuse(key, "an object of names")
         return value
 
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        """One id, a list of ids, or nothing."""
+    def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
+        """One id below ``vocab_size``, a list of them, or nothing."""
         value = self._values.get(key)
         if value is None:
             return ()
         ids = value if isinstance(value, list) else [value]
-        if not _is_list(ids, int) or any(token_id < 0 for token_id in ids):
-            self.refuse(key, "a token id or a list of token ids")
+        if not _is_list(ids, int) or not all(0 <= token_id < vocab_size for token_id in ids):
+            self.refuse(key, f"token ids below the vocabulary size {vocab_size}")
         return tuple(ids)
 
     def section(self, key: str) -> Keys | None:

@@ -28,10 +28,11 @@ def read_minimax_m2(config: Keys) -> ModelSpec:
     heads = read_heads(config)
     rope = read_rope(config, heads.head_dim)
     num_experts, experts_per_token = read_num_experts(config)
-    bos = config.token_ids("bos_token_id")
+    vocab_size = config.integer("vocab_size")
+    bos = config.token_ids("bos_token_id", vocab_size)
     return ModelSpec(
         family="m2",
-        vocab_size=config.integer("vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=config.integer("hidden_size"),
         num_heads=heads.num_heads,
         num_kv_heads=heads.num_kv_heads,
@@ -54,6 +55,6 @@ def read_minimax_m2(config: Keys) -> ModelSpec:
         index=None,
         dtype=read_dtype(config),
         bos_token_id=bos[0] if bos else None,
-        eos_token_ids=config.token_ids("eos_token_id"),
+        eos_token_ids=config.token_ids("eos_token_id", vocab_size),
         num_mtp_layers=config.integer("num_mtp_modules", 0, at_least=0),
     )

@@ -49,10 +49,11 @@ def read_minimax_m3(config: Keys) -> ModelSpec:
     layers = _read_layers(text)
     num_experts, experts_per_token = read_num_experts(text)
     intermediate_size = text.integer("intermediate_size")
-    bos = text.token_ids("bos_token_id") or config.token_ids("bos_token_id")
+    vocab_size = text.integer("vocab_size")
+    bos = _token_ids(config, text, "bos_token_id", vocab_size)
     return ModelSpec(
         family="m3",
-        vocab_size=text.integer("vocab_size"),
+        vocab_size=vocab_size,
         hidden_size=text.integer("hidden_size"),
         num_heads=heads.num_heads,
         num_kv_heads=heads.num_kv_heads,
@@ -84,9 +85,14 @@ def read_minimax_m3(config: Keys) -> ModelSpec:
         index=_read_index(text, layers, heads.num_kv_heads, rope.rotary_dim),
         dtype=read_dtype(text if "dtype" in text or "torch_dtype" in text else config),
         bos_token_id=bos[0] if bos else None,
-        eos_token_ids=text.token_ids("eos_token_id") or config.token_ids("eos_token_id"),
+        eos_token_ids=_token_ids(config, text, "eos_token_id", vocab_size),
         num_mtp_layers=text.integer("num_mtp_modules", 0, at_least=0),
     )
+
+
+def _token_ids(config: Keys, text: Keys, key: str, vocab_size: int) -> tuple[int, ...]:
+    """The text model's own, or those beside it."""
+    return text.token_ids(key, vocab_size) or config.token_ids(key, vocab_size)
 
 
 def _read_layers(text: Keys) -> tuple[LayerSpec, ...]:

@@ -27,6 +27,10 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # share one copy), short enough for a smooth progress bar and a small footprint.
 _CHUNK_BYTES = 32 << 20
 
+# Linux's value, which Python 3.11 does not name. Without it the kernel refuses to map a shard
+# larger than the machine's memory as writable, though not a byte of it will be written.
+_MAP_NORESERVE = 0x4000
+
 
 def load(
     checkpoint: Checkpoint,
@@ -100,7 +104,7 @@ def _map_file(file: Path) -> mmap.mmap:
             mapping = mmap.mmap(
                 stream.fileno(),
                 0,
-                flags=mmap.MAP_PRIVATE,
+                flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
                 prot=mmap.PROT_READ | mmap.PROT_WRITE,
             )
     except (OSError, ValueError):
