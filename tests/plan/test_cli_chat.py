@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mserve.cli.chat import Conversation
 from mserve.cli.chat_client import ChatClient, Piece, Turn
-from mserve.cli.chat_screen import describe, read_message, split_blocks
+from mserve.cli.chat_screen import Answer, describe, read_message, split_blocks
 from mserve.core import EngineError, NotReadyError, RequestError, SetupError
 
 WORDS = ["Hel", "lo ", "wor", "ld"]
@@ -232,6 +232,16 @@ def test_blocks_are_cut_only_between_blocks(text: str) -> None:
     opened = sum(line.lstrip().startswith("```") for line in finished.splitlines())
     assert opened % 2 == 0
     assert split_blocks(finished) == (finished, "")
+
+
+def test_a_terminal_shows_tags_and_no_escape() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    with Answer(console) as answer:
+        answer.add(Piece("<think>\nmusing\n</think>\n\n<mm:think>more</mm:think> \x1b[2Jend"))
+    assert isinstance(console.file, io.StringIO)
+    kept = console.file.getvalue()
+    for said in ("<think>", "musing", "</think>", "<mm:think>more</mm:think>", "\u241b[2Jend"):
+        assert said in kept
 
 
 def test_a_terminal_shows_markdown_once(client: ChatClient) -> None:

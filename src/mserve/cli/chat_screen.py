@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
+from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
@@ -19,6 +20,8 @@ from mserve.cli.chat_client import Piece, Turn
 
 _FENCE = "```"
 _QUOTES = '"""'
+_PARSER = MarkdownIt(options_update={"html": False})
+_PARSER.enable(["strikethrough", "table"]).disable("autolink")
 
 
 class Answer:
@@ -63,7 +66,7 @@ class Answer:
         if piece.thinking != self._thinking:
             self._print_block(self._block)
             self._block, self._thinking = "", piece.thinking
-        finished, self._block = split_blocks(self._block + piece.text)
+        finished, self._block = split_blocks(self._block + visible(piece.text))
         self._print_block(finished)
         self._live.update(self._rendered(self._block))
 
@@ -72,7 +75,19 @@ class Answer:
             self._console.print(self._rendered(block))
 
     def _rendered(self, block: str) -> Markdown | Text:
-        return Text(block, style="dim italic") if self._thinking else Markdown(block)
+        return Text(block, style="dim italic") if self._thinking else _markdown(block)
+
+
+def visible(text: str) -> str:
+    """``text`` without the power to move the cursor: what a model says is only ever shown."""
+    return text.replace("\x1b", "\u241b")
+
+
+def _markdown(text: str) -> Markdown:
+    """Markdown in which tags are text: ``<think>`` is something said, not HTML to be left out."""
+    shown = Markdown("")
+    shown.parsed = _PARSER.parse(text)
+    return shown
 
 
 def split_blocks(text: str) -> tuple[str, str]:
