@@ -68,6 +68,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Literal["bfloat16", "float32"]  # of the checkpoint's linears
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    num_mtp_layers: int = 0  # draft layers a file may hold after the last one; never loaded
 
 
 def heads_on_rank(num_heads: int, ranks: int) -> int:

@@ -1,1 +1,66 @@
 """Messages between the front end and the engine, and the sockets that carry them."""
+
+from mserve.wire.client import (
+    EngineClient,
+    EngineObserver,
+    EngineStatus,
+    OutputStream,
+    Phase,
+    merged,
+    not_ready_message,
+    now_s,
+)
+from mserve.wire.link import Link, SocketLink
+from mserve.wire.local import LocalLink, LocalPort, local_pair
+from mserve.wire.messages import (
+    Abort,
+    EngineLaunch,
+    EngineStats,
+    Failed,
+    FromEngine,
+    Loading,
+    Outputs,
+    Ready,
+    Shutdown,
+    Submit,
+    ToEngine,
+    decode_from_engine,
+    decode_to_engine,
+    encode,
+    encode_launch,
+    read_launch,
+)
+from mserve.wire.port import EnginePort
+
+__all__ = [
+    "Abort",
+    "EngineClient",
+    "EngineLaunch",
+    "EngineObserver",
+    "EnginePort",
+    "EngineStats",
+    "EngineStatus",
+    "Failed",
+    "FromEngine",
+    "Link",
+    "Loading",
+    "LocalLink",
+    "LocalPort",
+    "OutputStream",
+    "Outputs",
+    "Phase",
+    "Ready",
+    "Shutdown",
+    "SocketLink",
+    "Submit",
+    "ToEngine",
+    "decode_from_engine",
+    "decode_to_engine",
+    "encode",
+    "encode_launch",
+    "local_pair",
+    "merged",
+    "not_ready_message",
+    "now_s",
+    "read_launch",
+]
