@@ -1,0 +1,20 @@
+// All ops for one instruction set. A translation unit defines MSERVE_ISA (the namespace), sets the
+// compiler's target and includes this file after the standard headers, so that nothing of the
+// standard library is compiled for a machine that may not be there.
+
+namespace mserve {
+namespace MSERVE_ISA {
+
+#include "vec.h"
+
+#include "dot.h"
+#include "linear.h"
+#include "moe.h"
+
+extern const Kernels kernels{
+    linear,
+    moe,
+};
+
+}  // namespace MSERVE_ISA
+}  // namespace mserve
