@@ -24,6 +24,7 @@ _FLAGS = [
     "-O3",
     "-fPIC",
     "-pthread",
+    "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
     # gcc 12's own vector headers read variables before setting them, on purpose

@@ -18,6 +18,11 @@ _P, _N, _I, _F = c_void_p, c_int64, c_int, c_float
 _OPS = {
     "mserve_linear": [_P] * 3 + [_N] * 5 + [_I] * 2,
     "mserve_moe": [_P] * 8 + [_N] * 7 + [_I] * 3 + [_F] * 3,
+    "mserve_rms_norm": [_P] * 3 + [_N] * 2 + [_F] + [_I] * 2,
+    "mserve_norm_rope": [_P] * 5 + [_N] * 5 + [_F, _I],
+    "mserve_route": [_P] * 5 + [_N] * 4 + [_F, _I],
+    "mserve_select_blocks": [_P, _P, _N, _P, _P, _P] + [_N] * 8 + [_I],
+    "mserve_attention": [_P, _P, _N, _P, _N] + [_P] * 4 + [_N] * 7 + [_F, _I],
 }
 
 

@@ -13,6 +13,11 @@ from mserve.kernels.native.library import library
 
 _DTYPES = {torch.bfloat16: 0, torch.float32: 1}
 
+# Bounds of fixed tables in cpp/.
+_MAX_HEAD_WIDTH = 1024
+_MAX_CHOSEN = 64
+_MAX_GROUPS = 16
+
 
 class NativeError(RuntimeError):
     """A native op could not run."""
@@ -82,6 +87,170 @@ def run_experts(
         )
     )  # fmt: skip
     return out
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """M2's norm of ``x`` [..., D] by ``weight`` [D] of its dtype."""
+    return _norm(x, weight, eps, 0, _same_dtype(x, weight))
+
+
+def gemma_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """M3's norm of ``x`` [..., D] by fp32 ``weight`` [D], centred on zero."""
+    _typed(weight, torch.float32)
+    return _norm(x, weight, eps, 1, _same_dtype(x))
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float, kind: int, dtype: int) -> torch.Tensor:
+    _contiguous(x, weight)
+    width = weight.shape[0]
+    out = torch.empty_like(x)
+    _check(
+        library().mserve_rms_norm(
+            x.data_ptr(), weight.data_ptr(), out.data_ptr(),
+            x.numel() // width, width, eps, kind, dtype,
+        )
+    )  # fmt: skip
+    return out
+
+
+def norm_rope(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """``x`` [T, N, D], whose tokens may lie apart, normed by fp32 ``weight`` [N, D] and turned by
+    the angles [T, C]. D is at most 1024."""
+    tokens, heads, width = x.shape
+    if x.stride(2) != 1 or (heads > 1 and x.stride(1) != width) or width > _MAX_HEAD_WIDTH:
+        raise NativeError("norm_rope: heads must be contiguous and at most 1024 wide")
+    _contiguous(weight, cos, sin)
+    _typed(weight, torch.float32), _typed(cos, torch.float32), _typed(sin, torch.float32)
+    out = torch.empty((tokens, heads, width), dtype=x.dtype)
+    _check(
+        library().mserve_norm_rope(
+            x.data_ptr(), weight.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(),
+            tokens, heads, width, cos.shape[1], x.stride(0), eps, _same_dtype(x),
+        )
+    )  # fmt: skip
+    return out
+
+
+def route(
+    hidden: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor, k: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Expert ids [T, k] int64, ascending, and weights [T, k] fp32, summing to ``scale``."""
+    tokens, width = hidden.shape
+    _contiguous(hidden, gate, bias)
+    _typed(gate, torch.float32), _typed(bias, torch.float32)
+    if k > _MAX_CHOSEN:
+        raise NativeError(f"route: at most {_MAX_CHOSEN} experts per token, not {k}")
+    ids = torch.empty((tokens, k), dtype=torch.int64)
+    weights = torch.empty((tokens, k), dtype=torch.float32)
+    _check(
+        library().mserve_route(
+            hidden.data_ptr(), gate.data_ptr(), bias.data_ptr(), ids.data_ptr(),
+            weights.data_ptr(), tokens, width, gate.shape[0], k, scale, _same_dtype(hidden),
+        )
+    )  # fmt: skip
+    return ids, weights
+
+
+def select_blocks(
+    index_query: torch.Tensor,
+    index_plane: torch.Tensor,
+    blocks: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    topk_blocks: int,
+    local_blocks: int,
+    init_blocks: int,
+) -> torch.Tensor:
+    """Logical block numbers [S, L, G, K], ascending, then -1; K = min(topk_blocks, N).
+
+    Scores have the same bits whatever the span's length, so any chunking chooses alike.
+    """
+    spans, length, groups, width = index_query.shape
+    chosen_width = min(topk_blocks, blocks.shape[1])
+    if groups > _MAX_GROUPS or chosen_width > _MAX_CHOSEN:
+        raise NativeError(f"select_blocks: {groups} groups, {chosen_width} blocks are too many")
+    index_query, blocks, positions = index_query.contiguous(), blocks, positions
+    _contiguous(blocks, positions)
+    _typed(blocks, torch.int64), _typed(positions, torch.int64)
+    chosen = torch.empty((spans, length, groups, chosen_width), dtype=torch.int64)
+    _check(
+        library().mserve_select_blocks(
+            index_query.data_ptr(), index_plane.data_ptr(), _block_stride(index_plane),
+            blocks.data_ptr(), positions.data_ptr(), chosen.data_ptr(),
+            spans, length, blocks.shape[1], groups, width, chosen_width,
+            local_blocks, init_blocks, _same_dtype(index_query, index_plane),
+        )
+    )  # fmt: skip
+    return chosen
+
+
+def paged_attention(
+    query: torch.Tensor,
+    key_plane: torch.Tensor,
+    value_plane: torch.Tensor,
+    blocks: torch.Tensor,
+    positions: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """``query`` [S, L, H, D] against planes [blocks, G, BLOCK_TOKENS, D], causal over all blocks;
+    gives [S, L, H, D]. D is even. A row has the same bits alone and in any batch or chunk."""
+    return _attention(query, key_plane, value_plane, blocks, positions, None, scale)
+
+
+def sparse_attention(
+    query: torch.Tensor,
+    key_plane: torch.Tensor,
+    value_plane: torch.Tensor,
+    blocks: torch.Tensor,
+    positions: torch.Tensor,
+    chosen: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """The same over the ``chosen`` [S, L, G, K] logical blocks: ascending, then -1."""
+    return _attention(query, key_plane, value_plane, blocks, positions, chosen, scale)
+
+
+def _attention(
+    query: torch.Tensor,
+    key_plane: torch.Tensor,
+    value_plane: torch.Tensor,
+    blocks: torch.Tensor,
+    positions: torch.Tensor,
+    chosen: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    spans, length, heads, width = query.shape
+    if width % 2:
+        raise NativeError(f"attention: the head width must be even, not {width}")
+    query = query.contiguous()
+    _contiguous(blocks, positions)
+    _typed(blocks, torch.int64), _typed(positions, torch.int64)
+    chosen_width, chosen_pointer = 0, 0
+    if chosen is not None:
+        _contiguous(chosen), _typed(chosen, torch.int64)
+        chosen_width, chosen_pointer = chosen.shape[3], chosen.data_ptr()
+    out = torch.empty_like(query)
+    _check(
+        library().mserve_attention(
+            query.data_ptr(), key_plane.data_ptr(), _block_stride(key_plane),
+            value_plane.data_ptr(), _block_stride(value_plane),
+            blocks.data_ptr(), positions.data_ptr(), chosen_pointer, out.data_ptr(),
+            spans, length, blocks.shape[1], heads, key_plane.shape[1], width, chosen_width,
+            scale, _same_dtype(query, key_plane, value_plane),
+        )
+    )  # fmt: skip
+    return out
+
+
+def _block_stride(plane: torch.Tensor) -> int:
+    """Elements between blocks of a plane whose part of each block is contiguous."""
+    _, heads, tokens, width = plane.shape
+    stride = plane.stride()
+    if stride[3] != 1 or stride[2] != width or (heads > 1 and stride[1] != tokens * width):
+        raise NativeError("a cache plane's part of a block is not contiguous")
+    return stride[0]
 
 
 def _same_dtype(*tensors: torch.Tensor) -> int:

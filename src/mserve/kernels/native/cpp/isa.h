@@ -2,9 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -17,6 +19,11 @@ namespace mserve {
 struct Kernels {
   void (*linear)(const LinearArgs&);
   void (*moe)(const MoeArgs&);
+  void (*rms_norm)(const NormArgs&);
+  void (*norm_rope)(const NormRopeArgs&);
+  void (*route)(const RouteArgs&);
+  void (*select_blocks)(const SelectArgs&);
+  void (*attention)(const AttentionArgs&);
 };
 
 namespace plain {

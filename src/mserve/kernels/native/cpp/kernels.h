@@ -10,10 +10,21 @@ namespace MSERVE_ISA {
 #include "dot.h"
 #include "linear.h"
 #include "moe.h"
+#include "norm.h"
+#include "panel.h"
+#include "route.h"
+#include "select_blocks.h"
+
+#include "attention.h"
 
 extern const Kernels kernels{
     linear,
     moe,
+    rms_norm,
+    norm_rope,
+    route,
+    select_blocks,
+    attention,
 };
 
 }  // namespace MSERVE_ISA

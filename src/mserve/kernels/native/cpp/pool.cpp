@@ -144,10 +144,7 @@ void set_num_threads(int count) {
   }
 }
 
-int num_threads() {
-  Turn turn;
-  return state->team->size();
-}
+int team_size() { return state->team->size(); }
 
 void run_region(void (*body)(void*, const Worker&), void* context) {
   state->team->run(body, context);

@@ -58,7 +58,8 @@ struct Worker {
 
 // Threads that later regions use, the caller included. Existing workers are joined first.
 void set_num_threads(int count);
-int num_threads();
+// Size of the team. Between regions only; meaningful while holding a Turn.
+int team_size();
 
 void run_region(void (*body)(void*, const Worker&), void* context);
 

@@ -32,6 +32,10 @@ inline F32 zero_where_less(F32 x, F32 bound, F32 value) {
 inline __m256i first(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+// The first n lanes of `a`, the rest of `other`; n may be negative.
+inline F32 first_or(F32 a, int64_t n, F32 other) {
+  return {_mm256_blendv_ps(other.v, a.v, _mm256_castsi256_ps(first(n)))};
+}
 
 inline F32 widen(__m128i halves) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16))};

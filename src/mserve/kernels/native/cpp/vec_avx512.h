@@ -32,6 +32,10 @@ inline F32 zero_where_less(F32 x, F32 bound, F32 value) {
 }
 
 inline __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : __mmask16((1u << n) - 1); }
+// The first n lanes of `a`, the rest of `other`; n may be negative.
+inline F32 first_or(F32 a, int64_t n, F32 other) {
+  return {_mm512_mask_mov_ps(other.v, first(n > 0 ? n : 0), a.v)};
+}
 
 inline F32 widen(__m256i halves) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
@@ -116,3 +120,67 @@ struct Dot<bf16> {
 #endif
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+// Turns 16 rows of 16 dwords into 16 columns.
+inline void transpose(__m512i r[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512i low = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+    const __m512i high = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+    const __m512i low2 = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+    const __m512i high2 = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+    t[i] = _mm512_shuffle_i32x4(low, low2, 0x88);
+    t[4 + i] = _mm512_shuffle_i32x4(high, high2, 0x88);
+    t[8 + i] = _mm512_shuffle_i32x4(low, low2, 0xdd);
+    t[12 + i] = _mm512_shuffle_i32x4(high, high2, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+
+// to[step * stride + lane] = row `lane` at `step`, for 16 rows and 16 steps; rows from `rows` on
+// and elements from `width` on are taken as zero.
+inline void transpose_dwords(uint32_t* to, int64_t stride, const void* from, int64_t row_bytes,
+                             int64_t rows, int64_t dwords) {
+  __m512i r[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)
+    r[i] = i < rows ? _mm512_maskz_loadu_epi32(first(dwords),
+                                               static_cast<const char*>(from) + i * row_bytes)
+                    : _mm512_setzero_si512();
+  transpose(r);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * stride, r[i]);
+}
+
+// The same for pairs of bf16 taken apart: to[step] of the even and the odd element in fp32.
+inline void transpose_split(float* to, int64_t stride, const bf16* from, int64_t row_stride,
+                            int64_t rows, int64_t pairs) {
+  __m512i r[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)
+    r[i] = i < rows ? _mm512_maskz_loadu_epi32(first(pairs), from + i * row_stride)
+                    : _mm512_setzero_si512();
+  transpose(r);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    _mm512_storeu_si512(to + 2 * i * stride, _mm512_slli_epi32(r[i], 16));
+    _mm512_storeu_si512(to + (2 * i + 1) * stride,
+                        _mm512_and_si512(r[i], _mm512_set1_epi32(int(0xffff0000u))));
+  }
+}
+
+#define MSERVE_FAST_TRANSPOSE

@@ -39,6 +39,11 @@ inline F32 power_of_two(F32 n) {
 inline F32 zero_where_less(F32 x, F32 bound, F32 value) {
   return {x.v < bound.v ? zero().v : value.v};
 }
+// The first n lanes of `a`, the rest of `other`; n may be negative.
+inline F32 first_or(F32 a, int64_t n, F32 other) {
+  for (int i = 0; i < 4 && i < n; ++i) other.v[i] = a.v[i];
+  return other;
+}
 
 inline float widen(float x) { return x; }
 inline float widen(bf16 x) {
