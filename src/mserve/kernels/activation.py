@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import silu
 
 
 def silu_gated(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up, [..., I]."""
     gate, up = gate_up.float().chunk(2, dim=-1)
-    return (F.silu(gate) * up).to(gate_up.dtype)
+    return (silu(gate) * up).to(gate_up.dtype)
 
 
 def swiglu_oai(gate_up: torch.Tensor, alpha: float, limit: float, beta: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import linear
 
 
 def run_experts(
@@ -41,6 +41,6 @@ def run_experts(
         if count == 0 or expert == num_experts:
             continue
         rows = tokens[start:end]
-        inner = activation(F.linear(hidden.index_select(0, rows), gate_up[expert]))
-        total.index_add_(0, rows, F.linear(inner, down[expert]) * shares[start:end])
+        inner = activation(linear(hidden.index_select(0, rows), gate_up[expert]))
+        total.index_add_(0, rows, linear(inner, down[expert]) * shares[start:end])
     return total

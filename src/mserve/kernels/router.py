@@ -6,7 +6,7 @@ Legend: T tokens, E experts, K chosen.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import linear
 
 from mserve.kernels.exact_top_k import exact_top_k
 
@@ -19,7 +19,7 @@ def route(
     ``hidden`` [T, hidden]; ``gate`` [E, hidden] and ``bias`` [E] fp32. The bias takes part in the
     choice only. All in fp32: a router in bf16 costs accuracy.
     """
-    scores = torch.sigmoid(F.linear(hidden.float(), gate))
+    scores = torch.sigmoid(linear(hidden.float(), gate))
     ids = exact_top_k(scores + bias, k)
     chosen = scores.gather(1, ids)
     return ids, chosen * (scale / chosen.sum(-1, keepdim=True))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from mserve.checkpoint.spec import ModelSpec
-from mserve.models.minimax_m2 import MiniMaxM2
-from mserve.models.minimax_m3 import MiniMaxM3
+from mserve.models.minimax_m2 import minimax_m2
+from mserve.models.minimax_m3 import minimax_m3
 from mserve.models.model import Model
 from mserve.parallel import Groups
 
-MODELS: dict[str, type[MiniMaxM2] | type[MiniMaxM3]] = {
-    "m2": MiniMaxM2,
-    "m3": MiniMaxM3,
+MODELS: dict[str, Callable[[ModelSpec, Groups, torch.dtype, torch.device], Model]] = {
+    "m2": minimax_m2,
+    "m3": minimax_m3,
 }
 
 

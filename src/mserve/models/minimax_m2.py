@@ -1,5 +1,69 @@
-"""MiniMax-M2."""
+"""MiniMax-M2 (M2, M2.1, M2.5, M2.7).
+
+What is special: every layer attends to all of its context and routes to experts, with no shared
+one; queries and keys are normed over their full projected width, across all heads and ranks;
+norms round before they multiply.
+
+Checkpoint names: ``model.layers.{i}.self_attn.{q,k,v,o}_proj``, ``.q_norm``, ``.k_norm``,
+``model.layers.{i}.block_sparse_moe.{gate, e_score_correction_bias, experts.{e}.w1|w2|w3}``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from mserve.checkpoint.spec import ModelSpec
+from mserve.kernels import rope_angles
+from mserve.layers import (
+    Attention,
+    Decoder,
+    DecoderLayer,
+    Embedding,
+    FullWidthNorm,
+    Head,
+    RmsNorm,
+    SparseMoe,
+    head_share,
+)
+from mserve.parallel import Groups
 
 
-class MiniMaxM2:
-    pass
+def minimax_m2(
+    spec: ModelSpec, groups: Groups, dtype: torch.dtype, device: torch.device
+) -> Decoder:
+    """This rank's share of an M2, parameters unset."""
+    return Decoder(
+        embedding=Embedding(spec.vocab_size, spec.hidden_size, groups.tensor, dtype, device),
+        layers=tuple(
+            _layer(number, spec, groups, dtype, device) for number in range(len(spec.layers))
+        ),
+        norm=RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype, device),
+        head=Head(spec.vocab_size, spec.hidden_size, groups.tensor, dtype, device),
+        angles=partial(rope_angles, theta=spec.rope_theta, rotary_dim=spec.rotary_dim),
+    )
+
+
+def _layer(
+    number: int, spec: ModelSpec, groups: Groups, dtype: torch.dtype, device: torch.device
+) -> DecoderLayer:
+    share = head_share(spec.num_heads, spec.num_kv_heads, groups.tensor)
+    qk_norm = FullWidthNorm(
+        spec.num_heads,
+        spec.num_kv_heads,
+        spec.head_dim,
+        spec.rms_norm_eps,
+        share,
+        groups.tensor,
+        dtype,
+        device,
+    )
+    return DecoderLayer(
+        attention_norm=RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype, device),
+        attention=Attention(number, spec, share, qk_norm, None, dtype, device),
+        mlp_norm=RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype, device),
+        mlp=SparseMoe(spec, groups, dtype, device),
+        mlp_name="block_sparse_moe",
+        group=groups.tensor,
+    )

@@ -1,0 +1,147 @@
+"""Attention of one layer: one fused projection, norm and rotation, cache write, attend, output.
+
+    projection rows   [ q heads | k heads | v heads | index q heads | index k ]   of this rank
+
+Legend: T tokens, H query heads, G KV heads, D head width; heads of this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.nn.functional import linear
+
+from mserve.checkpoint.spec import IndexSpec, ModelSpec
+from mserve.core import BLOCK_TOKENS
+from mserve.kernels import paged_attention, select_blocks, sparse_attention, write_kv
+from mserve.layers.batch import Batch, SpanGroup
+from mserve.layers.kv_cache import KVCache
+from mserve.layers.norm import Angles, PerHeadNorm, QueryKeyNorm
+from mserve.layers.shard import EVERY, HeadShare
+from mserve.weights import Piece
+
+
+class Attention:
+    """This rank's heads of layer ``layer``. With ``index`` it is block-sparse."""
+
+    def __init__(
+        self,
+        layer: int,
+        spec: ModelSpec,
+        share: HeadShare,
+        qk_norm: QueryKeyNorm,
+        index: BlockIndex | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.layer = layer
+        self.head_dim = spec.head_dim
+        self.scale = spec.head_dim**-0.5
+        self.share = share
+        self.qk_norm = qk_norm
+        self.index = index
+        width = spec.head_dim
+        # Rows of the fused projection: queries and keys together, values, index branch.
+        self.row_counts = [
+            (share.num_heads + share.num_kv_heads) * width,
+            share.num_kv_heads * width,
+            0 if index is None else index.num_rows,
+        ]
+        self.projection = torch.empty(
+            (sum(self.row_counts), spec.hidden_size), dtype=dtype, device=device
+        )
+        self.output = torch.empty(
+            (spec.hidden_size, share.num_heads * width), dtype=dtype, device=device
+        )
+
+    def __call__(
+        self, hidden: torch.Tensor, batch: Batch, angles: Angles, cache: KVCache
+    ) -> torch.Tensor:
+        """From [T, hidden] to this rank's part of the sum over ranks, [T, hidden]."""
+        query_key, value, index_rows = linear(hidden, self.projection).split(self.row_counts, -1)
+        query, key = self.qk_norm(query_key, angles)
+        keys, values = cache.plane(self.layer, "key"), cache.plane(self.layer, "value")
+        write_kv(keys, batch.slots, key)
+        write_kv(values, batch.slots, value.unflatten(-1, (-1, self.head_dim)))
+        index_query = None
+        if self.index is not None:
+            # Index keys are written even where nothing is scored yet: later tokens will read them.
+            index_query, index_key = self.index.norm(index_rows, angles)
+            write_kv(cache.plane(self.layer, "index_key"), batch.slots, index_key)
+
+        attended = torch.empty_like(query)
+        for group in batch.groups:
+            place = (keys, values, group.blocks, group.positions)
+            if self.index is None or self.index.sees_all(group):
+                part = paged_attention(query[group.rows], *place, self.scale)
+            else:
+                assert index_query is not None
+                chosen = self.index.select(index_query, cache.plane(self.layer, "index_key"), group)
+                part = sparse_attention(query[group.rows], *place, chosen, self.scale)
+            attended[group.rows] = part
+        return linear(attended.flatten(1), self.output)
+
+    def pieces(self, name: str) -> Iterator[Piece]:
+        width, share = self.head_dim, self.share
+        query_rows = slice(share.first_head * width, (share.first_head + share.num_heads) * width)
+        kv_rows = slice(
+            share.first_kv_head * width, (share.first_kv_head + share.num_kv_heads) * width
+        )
+        sources = [
+            ("q_proj", query_rows),
+            ("k_proj", kv_rows),
+            ("v_proj", kv_rows),
+        ]
+        if self.index is not None:
+            sources += [
+                ("index_q_proj", self.index.query_rows),
+                ("index_k_proj", slice(0, self.index.head_dim)),
+            ]
+        start = 0
+        for source, rows in sources:
+            end = start + rows.stop - rows.start
+            yield Piece(self.projection[start:end], f"{name}.{source}.weight", (rows, EVERY))
+            start = end
+        yield Piece(self.output, f"{name}.o_proj.weight", (EVERY, query_rows))
+        yield from self.qk_norm.pieces(f"{name}.q_norm.weight", f"{name}.k_norm.weight")
+        if self.index is not None:
+            yield from self.index.norm.pieces(
+                f"{name}.index_q_norm.weight", f"{name}.index_k_norm.weight"
+            )
+
+
+class BlockIndex:
+    """MSA's index branch: which blocks each token's KV groups may read.
+
+    One query head per KV group of this rank; the one key head is on every rank, since each
+    group's choice reads it.
+    """
+
+    def __init__(
+        self, index: IndexSpec, share: HeadShare, eps: float, device: torch.device
+    ) -> None:
+        self.spec = index
+        self.head_dim = index.head_dim
+        self.num_rows = (share.num_kv_heads + 1) * index.head_dim
+        first = share.first_kv_head * index.head_dim
+        self.query_rows = slice(first, first + share.num_kv_heads * index.head_dim)
+        self.norm = PerHeadNorm(share.num_kv_heads, 1, index.head_dim, eps, device)
+
+    def sees_all(self, group: SpanGroup) -> bool:
+        """Whether every token of ``group`` has so few blocks that all of them are chosen."""
+        return group.max_context <= self.spec.topk_blocks * BLOCK_TOKENS
+
+    def select(
+        self, index_query: torch.Tensor, index_plane: torch.Tensor, group: SpanGroup
+    ) -> torch.Tensor:
+        """Logical block numbers [S, L, G, K] for the tokens of ``group``."""
+        return select_blocks(
+            index_query[group.rows],
+            index_plane,
+            group.blocks,
+            group.positions,
+            topk_blocks=self.spec.topk_blocks,
+            local_blocks=self.spec.local_blocks,
+            init_blocks=self.spec.init_blocks,
+        )
