@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def build(library: Path = LIBRARY, *, sanitize: bool = False) -> Path:
     """Compile into ``library``, replacing it in one step. ``sanitize`` adds the address and
     undefined-behaviour sanitizers; the process that loads it must preload their runtime."""
     command = compiler()
-    flags = [*_FLAGS, f'-DMSERVE_SOURCE_DIGEST="{source_digest()}"']
+    flags = [*_FLAGS, f'-DMSERVE_SOURCE_DIGEST="mserve-sources:{source_digest()}"']
     if sanitize:
         flags += ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
@@ -74,6 +75,23 @@ def build(library: Path = LIBRARY, *, sanitize: bool = False) -> Path:
         _run([command, *flags, "-shared", *objects, "-o", str(linked)])
         linked.replace(library)
     return library
+
+
+def ensure_built() -> None:
+    """Build unless a library made from these very sources is there."""
+    if built_digest() != source_digest():
+        build()
+
+
+def built_digest(library: Path = LIBRARY) -> str | None:
+    """The digest of the sources that ``library`` was built from, None if there is none.
+
+    Read from the file's bytes: loading it here would keep an old version in the process.
+    """
+    if not library.exists():
+        return None
+    found = re.search(rb"mserve-sources:([0-9a-f]{16})\0", library.read_bytes())
+    return found.group(1).decode() if found else None
 
 
 def _run(command: list[str]) -> None:

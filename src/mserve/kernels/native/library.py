@@ -11,7 +11,7 @@ from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
-from mserve.kernels.native.build import LIBRARY, SOURCES, source_digest
+from mserve.kernels.native.build import LIBRARY, built_digest, source_digest
 
 _P, _N, _I, _F = c_void_p, c_int64, c_int, c_float
 
@@ -34,18 +34,17 @@ class NativeUnavailable(Exception):  # noqa: N818 - a state of the installation,
 def library() -> ctypes.CDLL:
     """The loaded library. Raises ``NativeUnavailable``."""
     path = Path(os.environ.get("MSERVE_NATIVE_LIBRARY", LIBRARY))
-    if not path.exists():
+    digest = built_digest(path)
+    if digest is None:
         raise NativeUnavailable("not built: run `python -m mserve.kernels.native.build`")
-    try:
-        loaded = ctypes.CDLL(str(path))
-        loaded.mserve_source_digest.restype = c_char_p
-        digest = loaded.mserve_source_digest().decode()
-    except (OSError, AttributeError) as error:
-        raise NativeUnavailable(f"{path.name} cannot be loaded: {error}") from None
-    if SOURCES.exists() and digest != source_digest():
+    if digest != source_digest():
         raise NativeUnavailable(
             "built from other sources: run `python -m mserve.kernels.native.build`"
         )
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeUnavailable(f"{path.name} cannot be loaded: {error}") from None
     for name, argument_types in _OPS.items():
         getattr(loaded, name).argtypes = argument_types
     loaded.mserve_isa.restype = c_char_p

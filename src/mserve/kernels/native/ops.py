@@ -7,6 +7,8 @@ detour through torch. Knows tensors; does not know layers or when to use which i
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from mserve.kernels.native.library import library
@@ -17,6 +19,23 @@ _DTYPES = {torch.bfloat16: 0, torch.float32: 1}
 _MAX_HEAD_WIDTH = 1024
 _MAX_CHOSEN = 64
 _MAX_GROUPS = 16
+
+
+class Activation(NamedTuple):
+    """How an expert's gate and up become one value, as the library numbers it."""
+
+    kind: int
+    alpha: float
+    limit: float
+    beta: float
+
+    @classmethod
+    def silu(cls) -> Activation:
+        return cls(0, 0.0, 0.0, 0.0)
+
+    @classmethod
+    def swiglu_oai(cls, alpha: float, limit: float, beta: float) -> Activation:
+        return cls(1, alpha, limit, beta)
 
 
 class NativeError(RuntimeError):
@@ -34,7 +53,7 @@ def linear(
     outer = weight.shape[0]
     dtype = _same_dtype(x, weight)
     _contiguous(weight)
-    if x.stride(1) != 1:
+    if inner > 1 and rows and x.stride(1) != 1:
         raise NativeError("linear: the rows of x must be contiguous")
     if weight.shape[1] != inner:
         raise NativeError(f"linear: x has width {inner}, the weight {weight.shape[1]}")
@@ -54,7 +73,7 @@ def run_experts(
     weights: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
-    activation: tuple[int, float, float, float],
+    activation: Activation,
     first_expert: int,
     shared: tuple[torch.Tensor, torch.Tensor] | None = None,
     out_dtype: torch.dtype = torch.float32,
@@ -171,10 +190,12 @@ def select_blocks(
     chosen_width = min(topk_blocks, blocks.shape[1])
     if groups > _MAX_GROUPS or chosen_width > _MAX_CHOSEN:
         raise NativeError(f"select_blocks: {groups} groups, {chosen_width} blocks are too many")
-    index_query, blocks, positions = index_query.contiguous(), blocks, positions
+    index_query = index_query.contiguous()
     _contiguous(blocks, positions)
     _typed(blocks, torch.int64), _typed(positions, torch.int64)
     chosen = torch.empty((spans, length, groups, chosen_width), dtype=torch.int64)
+    if not chosen.numel():
+        return chosen
     _check(
         library().mserve_select_blocks(
             index_query.data_ptr(), index_plane.data_ptr(), _block_stride(index_plane),
@@ -232,6 +253,8 @@ def _attention(
         _contiguous(chosen), _typed(chosen, torch.int64)
         chosen_width, chosen_pointer = chosen.shape[3], chosen.data_ptr()
     out = torch.empty_like(query)
+    if not out.numel():
+        return out
     _check(
         library().mserve_attention(
             query.data_ptr(), key_plane.data_ptr(), _block_stride(key_plane),

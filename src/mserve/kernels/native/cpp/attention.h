@@ -190,8 +190,12 @@ void pack_block(const AttentionArgs& a, const AttentionItem& item, int64_t block
   const int64_t head = item.group * kBlockTokens * a.width;
   const T* keys = static_cast<const T*>(a.key.data) + id * a.key.block_stride + head;
   const T* values = static_cast<const T*>(a.value.data) + id * a.value.block_stride + head;
-  Kind::pack_transposed(work.keys, keys, a.width, seen, a.width, kBlockTokens);
-  Kind::pack(work.values, values, a.width, seen, a.width, work.width);
+  for (int64_t column = 0; column < kBlockTokens; column += kPanel)
+    Kind::pack_transposed(work.keys + column * panel_steps<Kind>(a.width), keys + column * a.width,
+                          a.width, seen - column, a.width);
+  for (int64_t column = 0; column < work.width; column += kPanel)
+    Kind::pack(work.values + column * panel_steps<Kind>(kBlockTokens), values + column, a.width,
+               seen, a.width - column);
 }
 
 inline void close_chunk(Softmax& closed, Softmax& open, int64_t width) {

@@ -1,7 +1,7 @@
 // Products of a few rows with a panel: a block of keys or values laid out so that every lane is
 // one column.
 //
-//   panel   [columns / kPanel][steps][kPanel]     rows are broadcast, sums need no folding
+//   panel   [steps][kPanel]     rows are broadcast, sums need no folding
 //
 // A column's sum runs over the steps in order, in one lane, so its bits depend neither on the rows
 // beside it nor on where the panel was cut. Attention of one token and of a thousand use the same
@@ -21,59 +21,42 @@ struct Singles {
   static V broadcast(const Element* p) { return set1(*p); }
   static F32 multiply_add(V a, V b, F32 c) { return fma(a, b, c); }
 
-  // Columns are the rows of `from`: keys of a product with queries.
+  // One panel whose columns are `rows` rows of `from`, `width` wide: keys of a product with queries.
   template <class T>
   static void pack_transposed(Element* panel, const T* from, int64_t row_stride, int64_t rows,
-                              int64_t width, int64_t columns) {
-    for (int64_t c = 0; c < columns; c += kPanel, panel += width * kPanel) {
+                              int64_t width) {
+    int64_t k = 0;
 #if defined(MSERVE_FAST_TRANSPOSE)
+    constexpr int64_t kStep = sizeof(T) == 2 ? 2 * kLanes : kLanes;
+    for (; k + kStep <= width; k += kStep)
       for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
-        const T* part = from + (c + lane) * row_stride;
-        const int64_t left = rows - c - lane;
-        int64_t k = 0;
-        if constexpr (sizeof(T) == 2) {
-          for (; k + 2 * kLanes <= width; k += 2 * kLanes)
-            transpose_split(panel + k * kPanel + lane, kPanel, part + k, row_stride, left, kLanes);
-        } else {
-          for (; k + kLanes <= width; k += kLanes)
-            transpose_dwords(reinterpret_cast<uint32_t*>(panel + k * kPanel + lane), kPanel,
-                             part + k, row_stride * 4, left, kLanes);
-        }
-        pack_slowly(panel + lane, part, row_stride, left, k, width, kLanes);
+        float* to = panel + k * kPanel + lane;
+        const T* part = from + lane * row_stride + k;
+        if constexpr (sizeof(T) == 2)
+          transpose_split(to, kPanel, part, row_stride, rows - lane);
+        else
+          transpose_dwords(reinterpret_cast<uint32_t*>(to), kPanel, part, row_stride * 4, rows - lane);
       }
-#else
-      pack_slowly(panel, from + c * row_stride, row_stride, rows - c, 0, width, kPanel);
 #endif
-    }
+    for (; k < width; ++k)
+      for (int64_t lane = 0; lane < kPanel; ++lane)
+        panel[k * kPanel + lane] = lane < rows ? to_float(from[lane * row_stride + k]) : 0.0f;
   }
 
-  // Columns are the columns of `from`: values of a product with probabilities.
+  // One panel whose columns are the first `width` of `from`: values of a product with probabilities.
   template <class T>
-  static void pack(Element* panel, const T* from, int64_t row_stride, int64_t rows, int64_t width,
-                   int64_t columns) {
-    for (int64_t c = 0; c < columns; c += kPanel)
-      for (int64_t k = 0; k < rows; ++k)
-        for (int64_t lane = 0; lane < kPanel; lane += kLanes, panel += kLanes) {
-          const int64_t left = width - c - lane;
-          store(panel, left > 0 ? MSERVE_ISA::load(from + k * row_stride + c + lane, left) : zero());
-        }
+  static void pack(Element* panel, const T* from, int64_t row_stride, int64_t rows, int64_t width) {
+    for (int64_t k = 0; k < rows; ++k)
+      for (int64_t lane = 0; lane < kPanel; lane += kLanes, panel += kLanes)
+        store(panel, lane < width ? MSERVE_ISA::load(from + k * row_stride + lane, width - lane)
+                                  : zero());
   }
 
-  // Probabilities and queries as rows to broadcast.
-  static void put_row(Element* to, F32 values) { store(to, values); }
+  // A query as a row to broadcast, converted into `copy` where that is needed.
   static const Element* row(const float* x, int64_t, Element*) { return x; }
   static const Element* row(const bf16* x, int64_t width, Element* copy) {
     for (int64_t k = 0; k < width; k += kLanes) store(copy + k, MSERVE_ISA::load(x + k, width - k));
     return copy;
-  }
-
- private:
-  template <class T>
-  static void pack_slowly(Element* panel, const T* from, int64_t row_stride, int64_t rows,
-                          int64_t begin, int64_t end, int64_t lanes) {
-    for (int64_t k = begin; k < end; ++k)
-      for (int64_t lane = 0; lane < lanes; ++lane)
-        panel[k * kPanel + lane] = lane < rows ? to_float(from[lane * row_stride + k]) : 0.0f;
   }
 };
 
@@ -88,26 +71,22 @@ struct Pairs {
   static F32 multiply_add(V a, V b, F32 c) { return {_mm512_dpbf16_ps(c.v, a, b)}; }
 
   static void pack_transposed(Element* panel, const bf16* from, int64_t row_stride, int64_t rows,
-                              int64_t width, int64_t columns) {
-    const int64_t steps = width / 2;
-    for (int64_t c = 0; c < columns; c += kPanel, panel += steps * kPanel)
-      for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
-        const bf16* part = from + (c + lane) * row_stride;
-        int64_t k = 0;
-        for (; k + kLanes <= steps; k += kLanes)
-          transpose_dwords(panel + k * kPanel + lane, kPanel, part + 2 * k, row_stride * 2,
-                           rows - c - lane, kLanes);
-        for (; k < steps; ++k)
-          for (int64_t i = 0; i < kLanes; ++i) {
-            Element pair = 0;
-            if (i < rows - c - lane) std::memcpy(&pair, part + i * row_stride + 2 * k, 4);
-            panel[k * kPanel + lane + i] = pair;
-          }
+                              int64_t width) {
+    int64_t k = 0;
+    for (; k + 2 * kLanes <= width; k += 2 * kLanes)
+      for (int64_t lane = 0; lane < kPanel; lane += kLanes)
+        transpose_dwords(panel + k / 2 * kPanel + lane, kPanel, from + lane * row_stride + k,
+                         row_stride * 2, rows - lane);
+    for (; k < width; k += 2)
+      for (int64_t lane = 0; lane < kPanel; ++lane) {
+        Element pair = 0;
+        if (lane < rows) std::memcpy(&pair, from + lane * row_stride + k, 4);
+        panel[k / 2 * kPanel + lane] = pair;
       }
   }
 
   static void pack(Element* panel, const bf16* from, int64_t row_stride, int64_t rows,
-                   int64_t width, int64_t columns) {
+                   int64_t width) {
     alignas(64) static constexpr uint16_t kLow[32] = {
         0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
         8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
@@ -115,19 +94,18 @@ struct Pairs {
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     const auto part = [&](int64_t row, int64_t at) {
       const int64_t left = row < rows ? std::min<int64_t>(std::max<int64_t>(width - at, 0), 32) : 0;
+      if (left == 0) return _mm512_setzero_si512();
       const __mmask32 mask = left == 32 ? 0xffffffffu : (1u << left) - 1;
       return _mm512_maskz_loadu_epi16(mask, from + row * row_stride + at);
     };
-    for (int64_t c = 0; c < columns; c += kPanel)
-      for (int64_t k = 0; k < rows; k += 2)
-        for (int64_t at = c; at < c + kPanel; at += 32, panel += 32) {
-          const __m512i even = part(k, at), odd = part(k + 1, at);
-          _mm512_storeu_si512(panel, _mm512_permutex2var_epi16(even, low, odd));
-          _mm512_storeu_si512(panel + 16, _mm512_permutex2var_epi16(even, high, odd));
-        }
+    for (int64_t k = 0; k < rows; k += 2)
+      for (int64_t at = 0; at < kPanel; at += 32, panel += 32) {
+        const __m512i even = part(k, at), odd = part(k + 1, at);
+        _mm512_storeu_si512(panel, _mm512_permutex2var_epi16(even, low, odd));
+        _mm512_storeu_si512(panel + 16, _mm512_permutex2var_epi16(even, high, odd));
+      }
   }
 
-  static void put_row(bf16* to, F32 values) { store(to, values); }
   static const Element* row(const bf16* x, int64_t, Element*) {
     return reinterpret_cast<const Element*>(x);
   }

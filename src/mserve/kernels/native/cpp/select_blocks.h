@@ -57,7 +57,7 @@ void score_tile(const SelectArgs& a, const SelectTile& tile, float* scores, floa
     const int64_t visible_last = std::min(kBlockTokens, visible_first + tokens - 1);
     for (int64_t column = 0; column < visible_last; column += kPanel) {
       Singles::pack_transposed(panel, keys + column * a.width, a.width, visible_last - column,
-                               a.width, kPanel);
+                               a.width);
       panel_rows<Singles>(
           inputs, rows, panel, a.width, [](int64_t, int) { return zero(); },
           [&](int64_t r, const F32* sums) {

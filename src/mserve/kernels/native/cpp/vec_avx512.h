@@ -151,29 +151,27 @@ inline void transpose(__m512i r[16]) {
   for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
-// to[step * stride + lane] = row `lane` at `step`, for 16 rows and 16 steps; rows from `rows` on
-// and elements from `width` on are taken as zero.
+// to[step * stride + lane] = dword `step` of row `lane`, for 16 steps and 16 lanes; rows from `rows`
+// on are taken as zero and not read.
 inline void transpose_dwords(uint32_t* to, int64_t stride, const void* from, int64_t row_bytes,
-                             int64_t rows, int64_t dwords) {
+                             int64_t rows) {
   __m512i r[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i)
-    r[i] = i < rows ? _mm512_maskz_loadu_epi32(first(dwords),
-                                               static_cast<const char*>(from) + i * row_bytes)
+    r[i] = i < rows ? _mm512_loadu_si512(static_cast<const char*>(from) + i * row_bytes)
                     : _mm512_setzero_si512();
   transpose(r);
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * stride, r[i]);
 }
 
-// The same for pairs of bf16 taken apart: to[step] of the even and the odd element in fp32.
+// The same for 32 bf16 of each row, taken apart into 32 steps of fp32.
 inline void transpose_split(float* to, int64_t stride, const bf16* from, int64_t row_stride,
-                            int64_t rows, int64_t pairs) {
+                            int64_t rows) {
   __m512i r[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i)
-    r[i] = i < rows ? _mm512_maskz_loadu_epi32(first(pairs), from + i * row_stride)
-                    : _mm512_setzero_si512();
+    r[i] = i < rows ? _mm512_loadu_si512(from + i * row_stride) : _mm512_setzero_si512();
   transpose(r);
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) {
