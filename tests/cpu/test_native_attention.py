@@ -63,7 +63,9 @@ shapes = st.fixed_dictionaries(
 
 
 @quick
-@given(seed=seeds, dtype=dtypes, shape=shapes, chosen_width=st.integers(1, 12), sparse=st.booleans())
+@given(
+    seed=seeds, dtype=dtypes, shape=shapes, chosen_width=st.integers(1, 12), sparse=st.booleans()
+)
 def test_attention(each_isa, seed, dtype, shape, chosen_width, sparse):  # noqa: F811
     starts, length, groups, width = (shape[k] for k in ("starts", "length", "groups", "width"))
     num_blocks = (max(starts) + length - 1) // BLOCK_TOKENS + 1
@@ -180,8 +182,9 @@ def test_selection_is_the_reference_s(each_isa, seed, dtype, shape, topk, local,
 def only_near_ties(chosen, expected, query, plane, blocks, positions):
     """Whether the differing blocks' exact scores are within fp32 rounding of each other."""
     for span, token, group in (chosen != expected).any(-1).nonzero().tolist():
-        ours, theirs = set(chosen[span, token, group].tolist()), set(
-            expected[span, token, group].tolist()
+        ours, theirs = (
+            set(chosen[span, token, group].tolist()),
+            set(expected[span, token, group].tolist()),
         )
         visible = int(positions[span, token]) + 1
         keys = plane[blocks[span], 0].flatten(0, 1)[:visible].double()

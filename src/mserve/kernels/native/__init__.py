@@ -19,8 +19,8 @@ from mserve.kernels.native.library import (
     use_isa,
 )
 from mserve.kernels.native.ops import (
-    Activation,
     NativeError,
+    gated_mlp,
     gemma_rms_norm,
     linear,
     norm_rope,
@@ -33,12 +33,12 @@ from mserve.kernels.native.ops import (
 )
 
 __all__ = [
-    "Activation",
     "BuildError",
     "NativeError",
     "NativeUnavailable",
     "available_isas",
     "ensure_built",
+    "gated_mlp",
     "gemma_rms_norm",
     "isa",
     "library",

@@ -2,7 +2,7 @@
 
 One object per source file, no flags for this machine: the instruction set is chosen when the
 library runs. Imports nothing but the standard library, so that ``setup.py`` can use it before the
-package is installed. Run it by hand after changing a source: ``python -m mserve.kernels.native.build``.
+package is installed. By hand, after changing a source: ``python -m mserve.kernels.native.build``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FLAGS = [
     # gcc 12's own vector headers read variables before setting them, on purpose
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",
-    # a fused multiply-add is written where it is meant, so that results do not hang on the optimiser
+    # a fused multiply-add is written where it is meant: results must not hang on the optimiser
     "-ffp-contract=off",
 ]
 

@@ -7,35 +7,18 @@ detour through torch. Knows tensors; does not know layers or when to use which i
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
+from mserve.kernels.activation import GatedActivation
 from mserve.kernels.native.library import library
 
 _DTYPES = {torch.bfloat16: 0, torch.float32: 1}
+_ACTIVATIONS = {"silu": 0, "swiglu_oai": 1}
 
 # Bounds of fixed tables in cpp/.
 _MAX_HEAD_WIDTH = 1024
 _MAX_CHOSEN = 64
 _MAX_GROUPS = 16
-
-
-class Activation(NamedTuple):
-    """How an expert's gate and up become one value, as the library numbers it."""
-
-    kind: int
-    alpha: float
-    limit: float
-    beta: float
-
-    @classmethod
-    def silu(cls) -> Activation:
-        return cls(0, 0.0, 0.0, 0.0)
-
-    @classmethod
-    def swiglu_oai(cls, alpha: float, limit: float, beta: float) -> Activation:
-        return cls(1, alpha, limit, beta)
 
 
 class NativeError(RuntimeError):
@@ -73,7 +56,7 @@ def run_experts(
     weights: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
-    activation: Activation,
+    activation: GatedActivation,
     first_expert: int,
     shared: tuple[torch.Tensor, torch.Tensor] | None = None,
     out_dtype: torch.dtype = torch.float32,
@@ -102,10 +85,30 @@ def run_experts(
             hidden.data_ptr(), gate_up.data_ptr(), down.data_ptr(), shared_gate_up, shared_down,
             ids.data_ptr(), weights.data_ptr(), out.data_ptr(),
             rows, width, inner, shared_inner, experts, first_expert, ids.shape[1],
-            dtype, _DTYPES[out_dtype], *activation,
+            dtype, _DTYPES[out_dtype], _ACTIVATIONS[activation.kind],
+            activation.alpha, activation.limit, activation.beta,
         )
     )  # fmt: skip
     return out
+
+
+def gated_mlp(
+    hidden: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, activation: GatedActivation
+) -> torch.Tensor:
+    """down(activation(gate, up)) of ``hidden`` [T, hidden], of its shape and dtype: a layer with a
+    shared expert and no others."""
+    rows = hidden.shape[0]
+    return run_experts(
+        hidden,
+        torch.empty((rows, 0), dtype=torch.int64),
+        torch.empty((rows, 0), dtype=torch.float32),
+        gate_up[:0].unsqueeze(0),
+        down[:, :0].unsqueeze(0),
+        activation,
+        0,
+        (gate_up, down),
+        hidden.dtype,
+    )
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
