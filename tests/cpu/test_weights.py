@@ -159,3 +159,24 @@ def test_a_shard_larger_than_memory_can_be_mapped(tmp_path: Path) -> None:
     tensors = whole(opened, torch.float32)
     load(opened, pieces_of(tensors), parameters=tensors)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_never_two_copies_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While loading, only the last steps' pages of the 20 MB shard are mapped in memory."""
+    monkeypatch.setattr("mserve.weights.loading._CHUNK_BYTES", 1 << 20)
+    write_toy(tmp_path / "m2", preset="m2-tiny")
+    opened = open_checkpoint(tmp_path / "m2")
+    (shard,) = (tmp_path / "m2").glob("*.safetensors")
+    resident_bytes: list[int] = []
+
+    def measure(done_bytes: int, total_bytes: int) -> None:
+        if done_bytes < total_bytes * len(resident_bytes) / 16:
+            return
+        lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+        if any(line.endswith(str(shard)) for line in lines):
+            size = next(line for line in lines if line.startswith("Rss:"))
+            resident_bytes.append(int(size.split()[1]) << 10)
+
+    load(opened, pieces_of(whole(opened, torch.bfloat16)), measure)
+    assert len(resident_bytes) > 8
+    assert max(resident_bytes) < shard.stat().st_size / 4

@@ -142,6 +142,13 @@ class Simulation:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.requests = [request_of(case, n) for n, case in enumerate(scenario.cases)]
+        self.expected = [
+            expected_answer(case, request, number)
+            for number, (case, request) in enumerate(
+                zip(scenario.cases, self.requests, strict=True)
+            )
+        ]
+        self.most_steps = self._most_steps()
         self.clock = ManualClock(1.0)
         self.scheduler = Scheduler(
             SchedulerConfig(
@@ -180,7 +187,7 @@ class Simulation:
             self._step(step)
             self.scheduler.audit()
             step += 1
-            assert self.num_busy_steps <= self._most_steps(), "somebody starves"
+            assert self.num_busy_steps <= self.most_steps, "somebody starves"
         self._check()
 
     def _step(self, step: int) -> None:
@@ -215,10 +222,8 @@ class Simulation:
         every busy step computes a new token of it. Under the priority policy, each arrival can
         put the work of all others back once."""
         tokens = sum(
-            case.length + len(expected_answer(case, request, n)[0])
-            for n, (case, request) in enumerate(
-                zip(self.scenario.cases, self.requests, strict=True)
-            )
+            case.length + len(answer)
+            for case, (answer, _) in zip(self.scenario.cases, self.expected, strict=True)
         )
         return tokens if self.scenario.policy == "fcfs" else tokens * (1 + len(self.requests))
 
@@ -238,7 +243,7 @@ class Simulation:
         assert times is not None
         assert times.arrival_s <= times.scheduled_s <= times.first_token_s <= times.finished_s
         tokens = [token for output in outputs for token in output.new_token_ids]
-        expected, expected_reason = expected_answer(case, request, number)
+        expected, expected_reason = self.expected[number]
         if reason is FinishReason.ABORT:
             assert case.aborted_after is not None
             assert tokens == expected[: len(tokens)]

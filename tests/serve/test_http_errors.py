@@ -46,6 +46,19 @@ def test_bodies_that_are_no_request(server: Any, body: bytes) -> None:
     assert error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 500 + "]" * 500, '"\\ud800"'])
+@pytest.mark.parametrize("name", ["tools", "seed", "no_such_field", "chat_template_kwargs"])
+def test_odd_values_never_become_our_fault(server: Any, name: str, value: str) -> None:
+    body = (
+        f'{{"messages": [{{"role": "user", "content": "a"}}], "max_tokens": 1, "{name}": {value}}}'
+    )
+    headers = {"content-type": "application/json"}
+    response = server.http.post(CHAT, content=body.encode(), headers=headers)
+    assert response.status_code in (200, 400)
+    if response.status_code == 400:
+        assert len(error_of(response, 400)["message"]) < 300
+
+
 def test_other_content_types(server: Any) -> None:
     error = error_of(server.http.post(TEXT, data={"prompt": "a"}), 415)
     assert error["code"] == "unsupported_media_type"

@@ -313,3 +313,18 @@ def test_metrics_have_the_names_that_dashboards_query(server: Any) -> None:
         assert server.metric(f"vllm:{name}", model_name="scripted", engine="0") >= 0, name
     assert server.metric("vllm:cache_config_info", block_size="128") == 1
     assert "_created" not in text
+
+
+def test_a_server_that_still_loads_can_be_stopped(start_server: Callable[..., Any]) -> None:
+    server = start_server({"load_s": 30.0}, wait=False)
+    server.wait_for(lambda: server.http.get("/readyz").json()["stage"] == "weights")
+    children = children_of(server.process)
+    assert server.stop() == 0
+    assert children
+    assert all(is_gone(pid) for pid in children)
+
+
+def test_a_server_between_two_engines_can_be_stopped(slow_server: Any) -> None:
+    slow_server.complete([CRASH])
+    assert slow_server.http.get("/readyz").json()["status"] == "restarting"
+    assert slow_server.stop() == 0

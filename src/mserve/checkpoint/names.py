@@ -6,9 +6,9 @@ The *logical name* is the published name without ``language_model.``:
     text-only        model.layers.3.block_sparse_moe.experts.5.w1.weight        = logical
     re-saved         model.language_model.layers.3.mlp.experts.gate_up_proj     rows of a stack
 
-Names are compared by whole path components, since ``q_proj`` is also the tail of ``index_q_proj``
-and ``gate_proj`` the head of nothing that ``gate_up_proj`` should match. Knows names and shapes;
-does not know files.
+Names are compared by whole path components, never as text: ``index_q_proj`` ends in ``q_proj``, and
+``gate_proj`` must not find ``gate_up_proj``. Knows names and shapes; does not know
+files.
 """
 
 from __future__ import annotations

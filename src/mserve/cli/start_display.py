@@ -1,12 +1,13 @@
 """What the terminal shows while a server starts: progress, then where it is and how to call it.
 
-A bar where somebody watches, plain lines where a log is written. Knows the engine's messages. Does
-not know how anything starts.
+A bar where somebody watches, a line now and then where a log is written. Knows the engine's
+messages. Does not know how anything starts.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +19,7 @@ from mserve.wire import EngineStatus, Phase, Ready
 
 _MAX_LINES = 15
 _CLOSING_LINES = 3
+_PROGRESS_INTERVAL_S = 10.0  # between lines in a log; a quick start leaves none
 
 
 class StartDisplay:
@@ -27,7 +29,7 @@ class StartDisplay:
         self._model = model
         self._url = url
         self._num_lines = 0
-        self._stage = ""
+        self._last_progress_s = time.monotonic()
         self._announced = False
         console = Console(stderr=True)
         self._progress = Progress(
@@ -75,10 +77,17 @@ class StartDisplay:
             completed=loading.fraction,
             detail=loading.detail,
         )
-        if self._progress.disable and loading.stage != self._stage:
-            sys.stderr.write(f"{loading.stage} {loading.detail}".rstrip() + "\n")
+        if self._progress.disable and self._progress_is_due():
+            line = f"{loading.stage} {loading.fraction:.0%} {loading.detail}"
+            sys.stderr.write(line.rstrip() + "\n")
             sys.stderr.flush()
-        self._stage = loading.stage
+
+    def _progress_is_due(self) -> bool:
+        now = time.monotonic()
+        due = now - self._last_progress_s >= _PROGRESS_INTERVAL_S
+        if due:
+            self._last_progress_s = now
+        return due
 
     def _announce(self, ready: Ready) -> None:
         room = _MAX_LINES - _CLOSING_LINES - self._num_lines

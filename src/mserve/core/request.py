@@ -86,7 +86,8 @@ def _between(name: str, value: float, low: float, high: float, *, open_low: bool
     inside = (low < value if open_low else low <= value) and value <= high  # never true of NaN
     if not inside:
         bracket = "(" if open_low else "["
-        raise RequestError(f"{name} must be in {bracket}{low}, {high}], got {value}", param=name)
+        got = str(value)[:40]  # an integer may have thousands of digits
+        raise RequestError(f"{name} must be in {bracket}{low}, {high}], got {got}", param=name)
 
 
 def _validate_stops(stops: tuple[str, ...]) -> None:

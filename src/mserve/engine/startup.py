@@ -116,7 +116,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     available_bytes = _available_bytes(machine, device, size)
     memory = plan_memory(checkpoint.spec, config, available_bytes, size)
 
-    ranks, groups = _meet(config, device, memory.num_blocks, threads, resources)
+    ranks, groups = _meet(config, device, memory.num_blocks, threads, report, resources)
     runner: Runner = load_runner(
         checkpoint, config, groups, device, memory.num_blocks, _WeightProgress(report)
     )
@@ -150,12 +150,14 @@ def _meet(
     device: torch.device,
     num_blocks: int,
     threads: int,
+    report: Report,
     resources: ExitStack,
 ) -> tuple[RankProcesses | None, Groups]:
     """Start the other ranks, if there are any, and join them."""
     size = config.parallel.tensor_parallel_size
     if size == 1:
         return None, Groups()
+    report(Loading("ranks", 0.0))
     stay_on_this_machine()
     with rendezvous() as folder:
         method = init_method(folder)

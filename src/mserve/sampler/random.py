@@ -30,4 +30,5 @@ def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
 def _mixed(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * _MULTIPLIER_1
     values = (values ^ (values >> np.uint64(27))) * _MULTIPLIER_2
-    return values ^ (values >> np.uint64(31))
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed

@@ -9,26 +9,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_ID_BITS = 32
-_ID_MASK = (1 << _ID_BITS) - 1
-
 
 def best(logits_RV: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` highest entries of each fp32 row, as values and ids [R, count], highest first.
-
-    Costs 8 bytes of scratch per logit: value and id are packed into one integer key, so that an
-    ordinary top-k has no ties left to decide.
-    """
-    vocab = logits_RV.shape[1]
-    # Two floats compare like their bits read as integers, once the negative half is mirrored.
-    # Adding zero turns -0.0 into 0.0, which is equal and must rank equal.
-    bits = (logits_RV + 0.0).view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    descending_ids = torch.arange(vocab - 1, -1, -1, device=logits_RV.device)
-    keys = (ordered.long() << _ID_BITS) | descending_ids
-    top_keys = torch.topk(keys, count, dim=-1).values
-    ids = (vocab - 1) - (top_keys & _ID_MASK)
-    return logits_RV.gather(1, ids), ids
+    """The ``count`` highest entries of each row, as values and ids [R, count], highest first."""
+    values, ids = torch.topk(logits_RV, count, dim=-1)
+    # topk may have taken any of the entries equal to the last one. If there are more of them than
+    # it took (rare: logits are fp32), all entries are ordered to find the first.
+    if count < logits_RV.shape[1]:
+        num_candidates = (logits_RV >= values[:, -1:]).sum(dim=-1)
+        crowded = torch.nonzero(num_candidates > count)[:, 0]
+        if len(crowded):
+            ordered = torch.sort(logits_RV[crowded], dim=-1, descending=True, stable=True)
+            values[crowded] = ordered.values[:, :count]
+            ids[crowded] = ordered.indices[:, :count]
+    by_id = ids.argsort(dim=-1)
+    values, ids = values.gather(1, by_id), ids.gather(1, by_id)
+    values, by_value = torch.sort(values, dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, by_value)
 
 
 def rank_of(logits_RV: Tensor, ids_R: Tensor) -> Tensor:

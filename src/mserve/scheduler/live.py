@@ -32,8 +32,8 @@ from mserve.core import (
 
 @dataclass(slots=True, eq=False)
 class LiveRequest:
-    """``row`` is None while it waits. Preemption empties row, table and progress; tokens, names
-    and collected prompt logprobs stay."""
+    """``row`` is None and ``table`` empty while it waits; progress then means nothing and is set
+    anew when it gets a row. Tokens, names and collected prompt logprobs outlive a preemption."""
 
     request: Request
     number: int  # in order of arrival

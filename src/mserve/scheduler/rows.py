@@ -113,8 +113,6 @@ class RunningRows:
         del self._live[live.row]
         self._free_rows.append(live.row)
         live.row = None
-        live.computed = 0
-        live.num_sealed = 0
         live.table = []
         live.unsent_block_ids = ()
 

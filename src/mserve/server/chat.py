@@ -13,20 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mserve.server.decode import decode, ignored_header, read_body
-from mserve.server.generation import ChoiceUpdate, ClientGoneError, Generation
+from mserve.server.generation import ChoiceUpdate, Generation
 from mserve.server.identity import new_id, service_of
 from mserve.server.logprobs import chat_logprobs, prompt_logprobs
 from mserve.server.prompts import chat_prompt, ignored_variables
 from mserve.server.sampling import chat_sampling, check_options
 from mserve.server.schema import ChatRequest
 from mserve.server.service import Service
-from mserve.server.stream import (
-    EventStream,
-    client_gone_response,
-    closing_on_disconnect,
-    event,
-    json_response,
-)
+from mserve.server.stream import event, respond
 
 
 async def create_chat_completion(http: Request) -> Response:
@@ -55,14 +49,13 @@ async def create_chat_completion(http: Request) -> Response:
         cache_salt=request.cache_salt or "",
     )
     shape = _Shape(service, request, generation, model)
-    headers = ignored_header(ignored)
-    if request.stream:
-        return EventStream(shape.events(), generation.close, headers)
-    with closing_on_disconnect(http.receive, generation.close):
-        try:
-            return json_response(await shape.whole(), headers)
-        except ClientGoneError:
-            return client_gone_response()
+    return await respond(
+        http,
+        generation,
+        shape,
+        streamed=request.stream is True,
+        headers=ignored_header(ignored),
+    )
 
 
 class _Shape:

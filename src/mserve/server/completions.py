@@ -14,20 +14,14 @@ from starlette.responses import Response
 
 from mserve.core import TokenLogprobs
 from mserve.server.decode import decode, ignored_header, read_body
-from mserve.server.generation import ChoiceUpdate, ClientGoneError, Generation
+from mserve.server.generation import ChoiceUpdate, Generation
 from mserve.server.identity import new_id, service_of
 from mserve.server.logprobs import completion_logprobs, prompt_logprobs
 from mserve.server.prompts import Prompt, text_prompts
 from mserve.server.sampling import check_options, completion_sampling
 from mserve.server.schema import CompletionRequest
 from mserve.server.service import Service
-from mserve.server.stream import (
-    EventStream,
-    client_gone_response,
-    closing_on_disconnect,
-    event,
-    json_response,
-)
+from mserve.server.stream import event, respond
 from mserve.text import Detokenizer
 
 
@@ -53,16 +47,14 @@ async def create_completion(http: Request) -> Response:
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
     )
-    skip_special = sampling.skip_special_tokens
-    shape = _Shape(service, request, generation, model, skip_special)
-    headers = ignored_header(ignored)
-    if request.stream:
-        return EventStream(shape.events(), generation.close, headers)
-    with closing_on_disconnect(http.receive, generation.close):
-        try:
-            return json_response(await shape.whole(), headers)
-        except ClientGoneError:
-            return client_gone_response()
+    shape = _Shape(service, request, generation, model, sampling.skip_special_tokens)
+    return await respond(
+        http,
+        generation,
+        shape,
+        streamed=request.stream is True,
+        headers=ignored_header(ignored),
+    )
 
 
 class _ChoiceText:

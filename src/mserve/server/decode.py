@@ -55,10 +55,14 @@ def decode(body: bytes, schema: type[T]) -> tuple[T, list[str]]:
 
     Raises ``RequestError`` naming the field that is wrong or not supported.
     """
+    known = {field.encode_name for field in msgspec.structs.fields(schema)}
     try:
         body.decode()
         fields = _top_level.decode(body)
         request = msgspec.json.decode(body, type=schema)
+        unknown = {name: raw for name, raw in fields.items() if name not in known}
+        for name, raw in unknown.items():
+            _refuse_unless_harmless(name, raw)
     except UnicodeDecodeError:
         raise RequestError("the body is not valid UTF-8", code="invalid_json") from None
     except RecursionError:
@@ -67,10 +71,6 @@ def decode(body: bytes, schema: type[T]) -> tuple[T, list[str]]:
         raise _explained(error) from None
     except msgspec.DecodeError as error:
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
-    known = {field.encode_name for field in msgspec.structs.fields(schema)}
-    unknown = {name: raw for name, raw in fields.items() if name not in known}
-    for name, raw in unknown.items():
-        _refuse_unless_harmless(name, raw)
     return request, sorted(name for name in unknown if name not in HARMLESS)
 
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
@@ -103,17 +102,6 @@ class Generation:
                 )
                 self._choices[request.request_id] = _Choice(index, prompt, request, service)
         self._stream = service.client.submit([c.request for c in self._choices.values()])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def num_choices(self) -> int:

@@ -7,6 +7,7 @@ texts are rendered and tokenized off the event loop, so that streams beside them
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -69,12 +70,8 @@ async def text_prompts(
     made = []
     for prompt in prompts:
         if isinstance(prompt, str):
-            made.append(
-                await _off_loop_if_long(
-                    len(prompt),
-                    lambda prompt=prompt: _encode(text, ready, prompt, add_special_tokens),  # type: ignore[misc]
-                )
-            )
+            encode = functools.partial(_encode, text, ready, prompt, add_special_tokens)
+            made.append(await _off_loop_if_long(len(prompt), encode))
         elif isinstance(prompt, list):
             made.append(Prompt(check_ids(prompt, ready)))
         else:
@@ -92,6 +89,7 @@ def ignored_variables(text: TextTools, variables: dict[str, Any] | None) -> list
 
 
 def _plain(message: ChatMessage, number: int) -> dict[str, Any]:
+    """The message as templates expect it: a dict whose content is one string."""
     where = f"messages[{number}]"
     if message.role == "tool" or message.tool_calls:
         raise RequestError(
@@ -101,27 +99,30 @@ def _plain(message: ChatMessage, number: int) -> dict[str, Any]:
         raise RequestError(
             f"{where}.role must be one of {', '.join(sorted(_ROLES))}", param=f"{where}.role"
         )
-    plain: dict[str, Any] = {"role": message.role}
-    if isinstance(message.content, list):
-        for part in message.content:
-            if part.type != "text":
-                raise RequestError(
-                    f'content of type "{part.type[:100]}" is not supported',
-                    param=f"{where}.content",
-                    code="unsupported_parameter",
-                )
-        plain["content"] = "".join(part.text or "" for part in message.content)
-    elif message.content is not None:
-        plain["content"] = message.content
-    elif message.role != "assistant":
-        raise RequestError(f"{where}.content is missing", param=f"{where}.content")
-    else:
-        plain["content"] = ""
+    plain: dict[str, Any] = {"role": message.role, "content": _content(message, where)}
     if message.name is not None:
         plain["name"] = message.name
     if message.reasoning_content is not None:
         plain["reasoning_content"] = message.reasoning_content
     return plain
+
+
+def _content(message: ChatMessage, where: str) -> str:
+    param = f"{where}.content"
+    if isinstance(message.content, str):
+        return message.content
+    if message.content is None:
+        if message.role == "assistant":  # it may have had nothing to say
+            return ""
+        raise RequestError(f"{param} is missing", param=param)
+    for part in message.content:
+        if part.type != "text":
+            raise RequestError(
+                f'content of type "{part.type[:100]}" is not supported',
+                param=param,
+                code="unsupported_parameter",
+            )
+    return "".join(part.text or "" for part in message.content)
 
 
 def _encode(text: TextTools, ready: Ready, prompt: str, add_special_tokens: bool) -> Prompt:

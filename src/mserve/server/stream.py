@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mserve.core import MserveError
 from mserve.server.errors import error_body
-from mserve.server.generation import ClientGoneError
+from mserve.server.generation import ClientGoneError, Generation
 
 STALLED_READER_S = 60.0
 """A client that takes nothing for so long is treated as gone. Until then its unread tokens are
@@ -87,6 +88,28 @@ def json_response(payload: Any, headers: Mapping[str, str] | None = None) -> Res
     )
 
 
-def client_gone_response() -> Response:
-    """Nobody will read it; 499 is what proxies log for a client that left."""
-    return Response(status_code=499)
+class AnswerShape(Protocol):
+    """Writes one generation in the form of one API."""
+
+    async def whole(self) -> dict[str, Any]: ...
+
+    def events(self) -> AsyncGenerator[bytes, None]: ...
+
+
+async def respond(
+    http: Request,
+    generation: Generation,
+    shape: AnswerShape,
+    *,
+    streamed: bool,
+    headers: Mapping[str, str],
+) -> Response:
+    """The answer as events or as one body. Closes the generation, whatever happens."""
+    if streamed:
+        return EventStream(shape.events(), generation.close, headers)
+    with closing_on_disconnect(http.receive, generation.close):
+        try:
+            return json_response(await shape.whole(), headers)
+        except ClientGoneError:
+            # Nobody will read it; 499 is what proxies log for a client that left.
+            return Response(status_code=499)

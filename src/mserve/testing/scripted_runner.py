@@ -124,7 +124,9 @@ class ScriptedRunner:
             _require(writing is not None, f"block {block_id} is reused, but was never written")
             assert writing is not None
             end = (number + 1) * BLOCK_TOKENS
-            _require(writing.end == end, f"block {block_id} is reused before it is full")
+            _require(
+                writing.end == end, f"block {block_id} is reused before it is full, or elsewhere"
+            )
             # The whole prefix counts: the same 128 tokens after others are other keys and values.
             _require(
                 writing.row_tokens[:end] == row.tokens[:end],

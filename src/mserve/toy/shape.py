@@ -18,12 +18,13 @@ NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 
 NUM_SPECIAL_TOKENS = 64
 _MIN_VOCAB_SIZE = 256 + NUM_SPECIAL_TOKENS  # one token per byte, then the special ones
+_MAX_VOCAB_SIZE = 500_000  # about as many pseudo-words as the tokenizer can make
 
 
 class ToyShape(msgspec.Struct, frozen=True, kw_only=True):
     """What ``mserve toy`` may override. Fields marked M3 are ignored for M2."""
 
-    vocab_size: Annotated[int, msgspec.Meta(ge=_MIN_VOCAB_SIZE)] = 32000
+    vocab_size: Annotated[int, msgspec.Meta(ge=_MIN_VOCAB_SIZE, le=_MAX_VOCAB_SIZE)] = 32000
     hidden_size: Positive = 128
     num_layers: Positive = 4
     num_dense_layers: NotNegative = 2  # M3: first layers with full attention and a dense MLP
