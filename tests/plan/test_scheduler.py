@@ -219,6 +219,15 @@ def test_a_request_that_does_not_fit_is_not_overtaken() -> None:
     assert rig.scheduler.stats().preemptions_total == 0
 
 
+@pytest.mark.parametrize(("prompt", "admitted"), [(384, True), (385, False)])
+def test_an_admission_leaves_a_block_for_those_that_run(prompt: int, admitted: bool) -> None:
+    rig = Rig(num_blocks=5)
+    rig.add("runs", 100, max_tokens=10)
+    rig.step()
+    rig.add("comes", prompt, max_tokens=1)  # 3 or 4 of the 4 blocks that are left
+    assert ("comes" in rig.step()) == admitted
+
+
 def test_the_queue_is_bounded() -> None:
     rig = Rig(max_waiting=2)
     rig.add("a", 5)

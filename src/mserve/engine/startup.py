@@ -170,6 +170,9 @@ def _meet(
             expert_parallel=config.parallel.enable_expert_parallel,
             backend="nccl" if device.type == "cuda" else "gloo",
         )
+        # Rank 0 may be first to have met the others, and they still need the folder until they
+        # have met each other too: then, and not before, each takes part in a collective.
+        groups.tensor.all_reduce_sum(torch.zeros(1, device=device))
     resources.callback(close_groups)
     return ranks, groups
 

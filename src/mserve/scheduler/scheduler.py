@@ -173,14 +173,12 @@ class Scheduler:
         if not self._live:
             return None
         now_s = self._step_started_s = self._clock()
-        num_preempted = secure_blocks(self._rows, self._waiting)
-        self._num_preemptions += num_preempted
+        self._num_preemptions += secure_blocks(self._rows, self._waiting)
         starts = []
-        if not num_preempted:  # or the victim would come straight back
-            for live, start in admit(self._rows, self._waiting):
-                if live.scheduled_s is None:
-                    self._mark_scheduled(live, now_s)
-                starts.append(start)
+        for live, start in admit(self._rows, self._waiting):
+            if live.scheduled_s is None:
+                self._mark_scheduled(live, now_s)
+            starts.append(start)
         spans = lay_spans(self._rows, self._budget)
         self._num_steps += 1
         return StepPlan(self._num_steps, tuple(starts), spans)
