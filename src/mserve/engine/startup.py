@@ -43,7 +43,6 @@ from mserve.engine.ranks import (
 from mserve.parallel import Groups, close_groups, init_groups
 from mserve.runner import is_out_of_memory
 from mserve.scheduler import Scheduler
-from mserve.text import load_generation_defaults
 from mserve.wire import Loading, Ready
 
 Report = Callable[[Loading], None]
@@ -170,6 +169,9 @@ def _meet(
             expert_parallel=config.parallel.enable_expert_parallel,
             backend="nccl" if device.type == "cuda" else "gloo",
         )
+        # Rank 0 may be first to have met the others, and they still need the folder until they
+        # have met each other too: then, and not before, each takes part in a collective.
+        groups.tensor.all_reduce_sum(torch.zeros(1, device=device))
     resources.callback(close_groups)
     return ranks, groups
 
@@ -228,12 +230,11 @@ def _warm_up(runner: Runner, memory: MemoryPlan) -> None:
 
 
 def _scheduler(config: EngineConfig, checkpoint: Checkpoint, memory: MemoryPlan) -> Scheduler:
-    defaults = load_generation_defaults(checkpoint.path)
     return Scheduler(
         config.scheduler,
         BlockLedger(memory.num_blocks),
         max_model_len=memory.max_model_len,
-        eos_token_ids=defaults.eos_token_ids or checkpoint.spec.eos_token_ids,
+        eos_token_ids=checkpoint.spec.eos_token_ids,
         model_id=f"{checkpoint.path.resolve()}:{dtype_name(config, checkpoint)}",
         seed=config.seed,
         enable_prefix_caching=config.cache.enable_prefix_caching,
