@@ -31,7 +31,7 @@ from mserve.core import (
     StepPlan,
     blocks_for,
 )
-from mserve.engine.load import device_of_rank, dtype_name, load_runner
+from mserve.engine.load import device_of_rank, dtype_name, load_runner, use_threads
 from mserve.engine.loop import Engine, Runner
 from mserve.engine.ranks import (
     RankedRunner,
@@ -111,7 +111,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     report(Loading("memory", 0.0))
     machine = read_machine()
     threads = max(1, (config.num_threads or machine.cores) // size)
-    torch.set_num_threads(threads)
+    kernels = use_threads(device, threads)
     available_bytes = _available_bytes(machine, device, size)
     memory = plan_memory(checkpoint.spec, config, available_bytes, size)
 
@@ -131,7 +131,11 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
         num_blocks=memory.num_blocks,
         max_num_seqs=config.scheduler.max_num_seqs,
         max_waiting=config.scheduler.max_waiting,
-        report=[*render(memory), _machine_line(device, threads, size, config, checkpoint)],
+        report=[
+            *render(memory),
+            _machine_line(device, size, config, checkpoint),
+            f"kernels: {kernels.line}",
+        ],
     )
     engine = Engine(_scheduler(config, checkpoint, memory), runner)
     return StartedEngine(engine, ready, checkpoint, ranks, resources.pop_all())
@@ -242,7 +246,7 @@ def _scheduler(config: EngineConfig, checkpoint: Checkpoint, memory: MemoryPlan)
 
 
 def _machine_line(
-    device: torch.device, threads: int, size: int, config: EngineConfig, checkpoint: Checkpoint
+    device: torch.device, size: int, config: EngineConfig, checkpoint: Checkpoint
 ) -> str:
     where = str(device.type)
     if device.type == "cuda":
@@ -251,5 +255,5 @@ def _machine_line(
     split = ", experts by id" if config.parallel.enable_expert_parallel and size > 1 else ""
     return (
         f"running on {where}: {dtype_name(config, checkpoint)}, {ranks}{split}, "
-        f"threads per rank {threads}, torch {torch.__version__}"
+        f"torch {torch.__version__}"
     )
