@@ -134,7 +134,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
         report=[
             *render(memory),
             _machine_line(device, size, config, checkpoint),
-            f"kernels: {kernels.line}",
+            f"kernels: {kernels.line}, threads per rank {threads}",
         ],
     )
     engine = Engine(_scheduler(config, checkpoint, memory), runner)
