@@ -10,6 +10,7 @@ from mserve.checkpoint.spec import (
     LayerSpec,
     ModelSpec,
     MoeSpec,
+    check_ranks,
     heads_on_rank,
     kv_layout,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "ModelSpec",
     "MoeSpec",
     "TensorSource",
+    "check_ranks",
     "expected_tensors",
     "heads_on_rank",
     "kv_layout",

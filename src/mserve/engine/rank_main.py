@@ -13,7 +13,6 @@ import threading
 from io import RawIOBase
 
 import msgspec
-import torch
 
 from mserve.checkpoint import open_checkpoint
 from mserve.core import StepPlan
@@ -53,7 +52,6 @@ def main() -> None:
         expert_parallel=launch.config.parallel.enable_expert_parallel,
         backend="nccl" if device.type == "cuda" else "gloo",
     )
-    groups.tensor.all_reduce_sum(torch.zeros(1, device=device))  # see startup: all have met
     runner = load_runner(checkpoint, launch.config, groups, device, launch.num_blocks)
     decoder = msgspec.msgpack.Decoder(StepPlan)
     while True:

@@ -105,7 +105,8 @@ def start(config: EngineConfig, report: Report = lambda loading: None) -> Starte
 def _start(config: EngineConfig, report: Report, resources: ExitStack) -> StartedEngine:
     size = config.parallel.tensor_parallel_size
     report(Loading("checkpoint", 0.0))
-    device = device_of_rank(config, rank=0)
+    # All are asked for here: a rank that found none would die with nobody to tell.
+    device, *_ = [device_of_rank(config, rank) for rank in range(size)]
     checkpoint = open_checkpoint(config.model.path)
 
     report(Loading("memory", 0.0))
@@ -115,15 +116,20 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     available_bytes = _available_bytes(machine, device, size)
     memory = plan_memory(checkpoint.spec, config, available_bytes, size)
 
-    ranks, groups = _meet(config, device, memory.num_blocks, threads, report, resources)
-    runner: Runner = load_runner(
-        checkpoint, config, groups, device, memory.num_blocks, _WeightProgress(report)
-    )
-    if ranks is not None:
-        runner = RankedRunner(runner, ranks)
+    # The first step is the proof that all ranks are connected: some still read the meeting place
+    # when rank 0 has left it, and would wait for it forever if it were gone.
+    with rendezvous() as meeting_place:
+        ranks, groups = _meet(
+            config, device, memory.num_blocks, threads, meeting_place, report, resources
+        )
+        runner: Runner = load_runner(
+            checkpoint, config, groups, device, memory.num_blocks, _WeightProgress(report)
+        )
+        if ranks is not None:
+            runner = RankedRunner(runner, ranks)
 
-    report(Loading("warmup", 0.0))
-    _warm_up(runner, memory)
+        report(Loading("warmup", 0.0))
+        _warm_up(runner, memory)
 
     ready = Ready(
         max_model_len=memory.max_model_len,
@@ -153,6 +159,7 @@ def _meet(
     device: torch.device,
     num_blocks: int,
     threads: int,
+    meeting_place: str,
     report: Report,
     resources: ExitStack,
 ) -> tuple[RankProcesses | None, Groups]:
@@ -162,20 +169,16 @@ def _meet(
         return None, Groups()
     report(Loading("ranks", 0.0))
     stay_on_this_machine()
-    with rendezvous() as folder:
-        method = init_method(folder)
-        ranks = RankProcesses(config, method, num_blocks=num_blocks, num_threads=threads)
-        resources.callback(ranks.close)
-        groups = init_groups(
-            0,
-            size,
-            method,
-            expert_parallel=config.parallel.enable_expert_parallel,
-            backend="nccl" if device.type == "cuda" else "gloo",
-        )
-        # Rank 0 may be first to have met the others, and they still need the folder until they
-        # have met each other too: then, and not before, each takes part in a collective.
-        groups.tensor.all_reduce_sum(torch.zeros(1, device=device))
+    method = init_method(meeting_place)
+    ranks = RankProcesses(config, method, num_blocks=num_blocks, num_threads=threads)
+    resources.callback(ranks.close)
+    groups = init_groups(
+        0,
+        size,
+        method,
+        expert_parallel=config.parallel.enable_expert_parallel,
+        backend="nccl" if device.type == "cuda" else "gloo",
+    )
     resources.callback(close_groups)
     return ranks, groups
 
