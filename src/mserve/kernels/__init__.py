@@ -1,23 +1,38 @@
 """One operation per file, as plain functions on tensors; no parameters, no batching policy.
 
-Each file holds the reference in torch. A faster version of an operation takes the same arguments.
+Each file holds the reference in torch; ``native`` holds the CPU's C++ with the same arguments, and
+``choose`` says which of the two runs.
 """
 
-from mserve.kernels.activation import silu_gated, swiglu_oai
+from mserve.kernels.activation import GatedActivation, silu_gated, swiglu_oai
+from mserve.kernels.choose import (
+    KernelChoice,
+    choose_kernels,
+    gated_mlp,
+    gemma_rms_norm,
+    linear,
+    norm_rope,
+    paged_attention,
+    rms_norm,
+    route,
+    run_experts,
+    select_blocks,
+    sparse_attention,
+    use_kernels,
+)
 from mserve.kernels.exact_top_k import exact_top_k
-from mserve.kernels.moe import run_experts
-from mserve.kernels.norm_rope import norm_rope
-from mserve.kernels.paged_attention import paged_attention
-from mserve.kernels.rms_norm import gemma_rms_norm, rms_norm, rms_norm_given
+from mserve.kernels.rms_norm import rms_norm_given
 from mserve.kernels.rope import rope, rope_angles
-from mserve.kernels.router import route
-from mserve.kernels.select_blocks import select_blocks
-from mserve.kernels.sparse_attention import sparse_attention
 from mserve.kernels.write_kv import write_kv
 
 __all__ = [
+    "GatedActivation",
+    "KernelChoice",
+    "choose_kernels",
     "exact_top_k",
+    "gated_mlp",
     "gemma_rms_norm",
+    "linear",
     "norm_rope",
     "paged_attention",
     "rms_norm",
@@ -30,5 +45,6 @@ __all__ = [
     "silu_gated",
     "sparse_attention",
     "swiglu_oai",
+    "use_kernels",
     "write_kv",
 ]

@@ -1,4 +1,4 @@
-"""The routed experts of one layer: tokens sorted by expert, one pair of GEMMs per expert hit.
+"""The experts of one layer: tokens sorted by expert, one pair of GEMMs per expert hit.
 
 Legend: T tokens, K choices per token, E experts held here, I their width.
 """
@@ -19,13 +19,17 @@ def run_experts(
     down: torch.Tensor,
     activation: Callable[[torch.Tensor], torch.Tensor],
     first_expert: int,
+    shared: tuple[torch.Tensor, torch.Tensor] | None = None,
+    out_dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Sum over a token's choices of weight * expert(token), [T, hidden] fp32.
+    """Sum over a token's choices of weight * expert(token), and the shared expert if there is
+    one, [T, hidden] of ``out_dtype``, summed in fp32.
 
     ``hidden`` [T, hidden]; ``ids`` [T, K] with ``weights`` [T, K] fp32; ``gate_up``
     [E, 2I, hidden] and ``down`` [E, hidden, I] of the experts ``first_expert`` to
-    ``first_expert + E``. A choice held elsewhere adds nothing. The sum runs in ascending expert
-    order whatever else is in the batch.
+    ``first_expert + E``; ``shared`` the gate_up [2I', hidden] and down [hidden, I'] of one more
+    that every token takes with weight 1. A choice held elsewhere adds nothing. The sum runs in
+    ascending expert order, the shared one last, whatever else is in the batch.
     """
     k = ids.shape[1]
     num_experts = gate_up.shape[0]
@@ -43,4 +47,16 @@ def run_experts(
         rows = tokens[start:end]
         inner = activation(linear(hidden.index_select(0, rows), gate_up[expert]))
         total.index_add_(0, rows, linear(inner, down[expert]) * shares[start:end])
-    return total
+    if shared is not None:
+        total += gated_mlp(hidden, *shared, activation)
+    return total.to(out_dtype)
+
+
+def gated_mlp(
+    hidden: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    activation: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """down(activation(gate, up)) of ``hidden`` [T, hidden], of its shape and dtype."""
+    return linear(activation(linear(hidden, gate_up)), down)

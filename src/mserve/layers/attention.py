@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch.nn.functional import linear
 
 from mserve.checkpoint.spec import IndexSpec, ModelSpec
 from mserve.core import BLOCK_TOKENS
-from mserve.kernels import paged_attention, select_blocks, sparse_attention, write_kv
+from mserve.kernels import linear, paged_attention, select_blocks, sparse_attention, write_kv
 from mserve.layers.batch import Batch, SpanGroup
 from mserve.layers.kv_cache import KVCache
 from mserve.layers.norm import Angles, PerHeadNorm, QueryKeyNorm

@@ -6,26 +6,19 @@ is inside. Legend: T tokens, E experts on this rank, I their width on this rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 import torch
-from torch.nn.functional import linear
 
 from mserve.checkpoint.spec import ActivationSpec, ModelSpec
-from mserve.kernels import route, run_experts, silu_gated, swiglu_oai
+from mserve.kernels import GatedActivation, gated_mlp, route, run_experts
 from mserve.layers.shard import EVERY, even_share
 from mserve.parallel import Group, Groups, SoloGroup
 from mserve.weights import Piece
 
-GatedActivation = Callable[[torch.Tensor], torch.Tensor]
-
 
 def gated_activation(spec: ActivationSpec) -> GatedActivation:
-    """From [..., 2I] (gate, up) to [..., I]."""
-    if spec.kind == "silu":
-        return silu_gated
-    return partial(swiglu_oai, alpha=spec.alpha, limit=spec.limit, beta=spec.beta)
+    return GatedActivation(spec.kind, spec.alpha, spec.limit, spec.beta)
 
 
 class GatedMlp:
@@ -48,7 +41,7 @@ class GatedMlp:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to [T, hidden], partial."""
-        return linear(self.activation(linear(hidden, self.gate_up)), self.down)
+        return gated_mlp(hidden, self.gate_up, self.down, self.activation)
 
     def pieces(self, name: str) -> Iterator[Piece]:
         rows = (self.columns, EVERY)
@@ -100,12 +93,17 @@ class SparseMoe:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to [T, hidden], partial; summed in fp32, rounded once."""
         ids, weights = route(hidden, self.gate, self.bias, self.experts_per_token, self.scale)
-        total = run_experts(
-            hidden, ids, weights, self.gate_up, self.down, self.activation, self.experts.start
+        return run_experts(
+            hidden,
+            ids,
+            weights,
+            self.gate_up,
+            self.down,
+            self.activation,
+            self.experts.start,
+            None if self.shared is None else (self.shared.gate_up, self.shared.down),
+            hidden.dtype,
         )
-        if self.shared is not None:
-            total += self.shared(hidden)
-        return total.to(hidden.dtype)
 
     def pieces(self, name: str) -> Iterator[Piece]:
         yield Piece(self.gate, f"{name}.gate.weight", (EVERY, EVERY))

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch.nn.functional import embedding, linear, pad
+from torch.nn.functional import embedding, pad
 
+from mserve.kernels import linear
 from mserve.layers.shard import EVERY
 from mserve.parallel import Group
 from mserve.weights import Piece
@@ -55,8 +56,8 @@ class Head(_VocabularyRows):
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """[R, hidden] to [R, vocab] fp32 on rank 0, None on the others."""
-        scores = linear(hidden, self.weight)
+        scores = linear(hidden, self.weight, torch.float32)
         if self.group.size == 1:
-            return scores.float()
+            return scores
         gathered = self.group.gather(pad(scores, (0, self.height - len(self.weight))))
-        return None if gathered is None else gathered[:, : self.vocab_size].float()
+        return None if gathered is None else gathered[:, : self.vocab_size]

@@ -1,0 +1,98 @@
+"""Which implementation of each op runs: chosen once at start, printed, and never changed silently.
+
+    reference   torch, every device and dtype: what the other must equal
+    native      C++ on the CPU, bf16 and fp32
+
+The reference runs until ``choose_kernels`` is called, so a test or a script that wants the other
+says so. Knows what exists for which device; does not know how any of it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from mserve.kernels import native
+from mserve.kernels.linear import linear as linear_in_torch
+from mserve.kernels.moe import gated_mlp as gated_mlp_in_torch
+from mserve.kernels.moe import run_experts as run_experts_in_torch
+from mserve.kernels.norm_rope import norm_rope as norm_rope_in_torch
+from mserve.kernels.paged_attention import paged_attention as paged_attention_in_torch
+from mserve.kernels.rms_norm import gemma_rms_norm as gemma_rms_norm_in_torch
+from mserve.kernels.rms_norm import rms_norm as rms_norm_in_torch
+from mserve.kernels.router import route as route_in_torch
+from mserve.kernels.select_blocks import select_blocks as select_blocks_in_torch
+from mserve.kernels.sparse_attention import sparse_attention as sparse_attention_in_torch
+
+
+class Op:
+    """One op: calling it runs the implementation in use."""
+
+    def __init__(self, reference: Callable[..., Any], native: Callable[..., Any]) -> None:
+        self.name = reference.__name__
+        self.reference = reference
+        self.native = native
+        self.run = reference
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+
+linear = Op(linear_in_torch, native.linear)
+gated_mlp = Op(gated_mlp_in_torch, native.gated_mlp)
+run_experts = Op(run_experts_in_torch, native.run_experts)
+route = Op(route_in_torch, native.route)
+rms_norm = Op(rms_norm_in_torch, native.rms_norm)
+gemma_rms_norm = Op(gemma_rms_norm_in_torch, native.gemma_rms_norm)
+norm_rope = Op(norm_rope_in_torch, native.norm_rope)
+select_blocks = Op(select_blocks_in_torch, native.select_blocks)
+paged_attention = Op(paged_attention_in_torch, native.paged_attention)
+sparse_attention = Op(sparse_attention_in_torch, native.sparse_attention)
+
+OPS = (
+    linear,
+    gated_mlp,
+    run_experts,
+    route,
+    rms_norm,
+    gemma_rms_norm,
+    norm_rope,
+    select_blocks,
+    paged_attention,
+    sparse_attention,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelChoice:
+    """What runs, and in one line why nothing faster does."""
+
+    implementation: Literal["reference", "native"]
+    line: str
+
+
+def choose_kernels(device: torch.device, threads: int) -> KernelChoice:
+    """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads."""
+    if device.type != "cpu":
+        choice = KernelChoice("reference", f"torch (no other kernels for {device.type} yet)")
+    else:
+        try:
+            native.library()
+        except native.NativeUnavailable as reason:
+            choice = KernelChoice("reference", f"torch reference, slow: C++ kernels {reason}")
+        else:
+            native.set_num_threads(threads)
+            choice = KernelChoice("native", f"C++ {native.isa()}, {threads} threads")
+    use_kernels(choice.implementation)
+    return choice
+
+
+def use_kernels(implementation: Literal["reference", "native"]) -> None:
+    """Run every op by one implementation, which must be there."""
+    if implementation == "native":
+        native.library()
+    for op in OPS:
+        op.run = op.native if implementation == "native" else op.reference

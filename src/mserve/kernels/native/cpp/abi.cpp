@@ -1,0 +1,152 @@
+// The C interface, and the choice of instruction set. Every op returns 0, or 1 without memory.
+//
+// Arguments are plain pointers and numbers: the caller (ops.py) has checked shapes and types.
+
+#include <cstring>
+#include <new>
+
+#include "isa.h"
+
+#ifndef MSERVE_SOURCE_DIGEST
+#define MSERVE_SOURCE_DIGEST "unknown"
+#endif
+
+namespace mserve {
+namespace {
+
+struct Isa {
+  const char* name;
+  const Kernels* kernels;
+  bool (*present)();
+};
+
+// Best first.
+const Isa kIsas[] = {
+#if defined(__x86_64__)
+    {"avx512_bf16", &avx512_bf16::kernels,
+     [] {
+       return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+     }},
+    {"avx512", &avx512::kernels,
+     [] {
+       return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq");
+     }},
+    {"avx2", &avx2::kernels,
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+    {"plain", &plain::kernels, [] { return true; }},
+};
+
+const Isa* best() {
+  for (const Isa& isa : kIsas)
+    if (isa.present()) return &isa;
+  return nullptr;
+}
+
+const Isa* chosen = best();
+
+template <class Args>
+int run(void (*Kernels::*op)(const Args&), const Args& args) noexcept {
+  try {
+    Turn turn;
+    (chosen->kernels->*op)(args);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+}  // namespace
+}  // namespace mserve
+
+using namespace mserve;
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+const char* mserve_source_digest() { return MSERVE_SOURCE_DIGEST; }
+
+const char* mserve_isa() { return chosen->name; }
+
+// 0, or 1 if this machine or build has no such instruction set.
+int mserve_use_isa(const char* name) {
+  for (const Isa& isa : kIsas) {
+    if (std::strcmp(isa.name, name) == 0 && isa.present()) {
+      chosen = &isa;
+      return 0;
+    }
+  }
+  return 1;
+}
+
+void mserve_set_num_threads(int count) { set_num_threads(count); }
+
+int mserve_num_threads() {
+  Turn turn;
+  return team_size();
+}
+
+int mserve_linear(const void* x, const void* w, void* y, int64_t rows, int64_t outer, int64_t inner,
+                  int64_t x_stride, int64_t y_stride, int dtype, int out_dtype) {
+  return run(&Kernels::linear, LinearArgs{x, w, y, rows, outer, inner, x_stride, y_stride,
+                                          DType(dtype), DType(out_dtype)});
+}
+
+int mserve_moe(const void* x, const void* gate_up, const void* down, const void* shared_gate_up,
+               const void* shared_down, const int64_t* expert_ids, const float* weights, void* out,
+               int64_t rows, int64_t hidden, int64_t inner, int64_t shared_inner, int64_t experts,
+               int64_t first_expert, int64_t chosen_experts, int dtype, int out_dtype,
+               int activation, float alpha, float limit, float beta) {
+  return run(&Kernels::moe,
+             MoeArgs{x, gate_up, down, shared_gate_up, shared_down, expert_ids, weights, out, rows,
+                     hidden, inner, shared_inner, experts, first_expert, chosen_experts,
+                     DType(dtype), DType(out_dtype),
+                     ActivationArgs{Activation(activation), alpha, limit, beta}});
+}
+
+int mserve_rms_norm(const void* x, const void* weight, void* out, int64_t rows, int64_t width,
+                    float eps, int kind, int dtype) {
+  return run(&Kernels::rms_norm,
+             NormArgs{x, weight, out, rows, width, eps, Norm(kind), DType(dtype)});
+}
+
+int mserve_norm_rope(const void* x, const float* weight, const float* cosine, const float* sine,
+                     void* out, int64_t tokens, int64_t heads, int64_t width, int64_t turned,
+                     int64_t x_stride, float eps, int dtype) {
+  return run(&Kernels::norm_rope, NormRopeArgs{x, weight, cosine, sine, out, tokens, heads, width,
+                                               turned, x_stride, eps, DType(dtype)});
+}
+
+int mserve_route(const void* x, const float* gate, const float* bias, int64_t* ids, float* weights,
+                 int64_t tokens, int64_t hidden, int64_t experts, int64_t chosen_experts,
+                 float scale, int dtype) {
+  return run(&Kernels::route, RouteArgs{x, gate, bias, ids, weights, tokens, hidden, experts,
+                                        chosen_experts, scale, DType(dtype)});
+}
+
+int mserve_select_blocks(const void* query, const void* keys, int64_t key_block_stride,
+                         const int64_t* blocks, const int64_t* positions, int64_t* chosen_blocks,
+                         int64_t spans, int64_t length, int64_t num_blocks, int64_t groups,
+                         int64_t width, int64_t chosen_width, int64_t local_blocks,
+                         int64_t init_blocks, int dtype) {
+  return run(&Kernels::select_blocks,
+             SelectArgs{query, Plane{keys, key_block_stride}, chosen_blocks,
+                        Spans{blocks, positions, spans, length, num_blocks}, groups, width,
+                        chosen_width, local_blocks, init_blocks, DType(dtype)});
+}
+
+int mserve_attention(const void* query, const void* keys, int64_t key_block_stride,
+                     const void* values, int64_t value_block_stride, const int64_t* blocks,
+                     const int64_t* positions, const int64_t* chosen_blocks, void* out,
+                     int64_t spans, int64_t length, int64_t num_blocks, int64_t heads,
+                     int64_t groups, int64_t width, int64_t chosen_width, float scale, int dtype) {
+  return run(&Kernels::attention,
+             AttentionArgs{query, Plane{keys, key_block_stride}, Plane{values, value_block_stride},
+                           chosen_blocks, out, Spans{blocks, positions, spans, length, num_blocks},
+                           heads, groups, width, chosen_width, scale, DType(dtype)});
+}
+
+}  // extern "C"
+#pragma GCC visibility pop

@@ -1,0 +1,132 @@
+// Inner products of rows with rows: what every linear layer is made of.
+//
+// Both sides are row-major with the inner dimension contiguous, so weights are used as they lie in
+// the checkpoint: nothing is repacked, and a weight row streams from memory exactly once per call.
+// Each (row, weight row) pair has one register of partial sums that runs over the whole inner
+// dimension and is folded in a fixed order. So a row's result has the same bits alone, in any
+// batch, and under any split over threads.
+
+// Weight rows per step of the callers below.
+constexpr int kColumns = 8;
+// Rows whose elements stay in the second-level cache while weight rows pass by.
+constexpr int64_t kMaxRowBlock = 252;
+constexpr int64_t kRowBlockBytes = 512 << 10;
+
+template <class T>
+inline int64_t row_block(int64_t inner) {
+  const int64_t fitting = kRowBlockBytes / (std::max<int64_t>(inner, 1) * int64_t(sizeof(T)));
+  return std::min(std::max<int64_t>(fitting, 24), kMaxRowBlock);
+}
+
+// Elements of the inner dimension that one tile after the other runs over, so that four weight
+// rows' worth stays in the first-level cache while all rows of x pass by.
+constexpr int64_t kSlice = 2048;
+
+// The part of [0, inner) that a tile covers. Between slices its sums wait in memory, unfolded, so
+// slicing does not show in the result.
+struct Slice {
+  int64_t begin, end;
+  bool first, last;
+};
+
+// out[r * kColumns + c] = x[r] . w[c], for R rows and C weight rows `stride` elements apart.
+// `state` holds R * C sums between slices. The first tile to meet weight rows fetches `Ahead`: the C
+// rows after them, at which the hardware's prefetcher would start anew.
+template <int R, int C, bool Ahead, class T>
+inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice, F32* state,
+                     float* out) {
+  using D = Dot<T>;
+  F32 sums[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) sums[r][c] = slice.first ? zero() : state[r * C + c];
+
+  const int64_t whole = slice.begin + (slice.end - slice.begin) / D::kStep * D::kStep;
+  for (int64_t k = slice.begin; k < whole; k += D::kStep) {
+    typename D::V rows[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) rows[r] = D::load(x[r] + k);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      const typename D::V weight = D::load(w + c * stride + k);
+      if (Ahead) prefetch(w + (c + C) * stride + k);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sums[r][c] = D::multiply_add(rows[r], weight, sums[r][c]);
+    }
+  }
+  if (whole < slice.end) {
+    const int64_t left = slice.end - whole;
+    for (int c = 0; c < C; ++c) {
+      const typename D::V weight = D::load(w + c * stride + whole, left);
+      for (int r = 0; r < R; ++r)
+        sums[r][c] = D::multiply_add(D::load(x[r] + whole, left), weight, sums[r][c]);
+    }
+  }
+
+  if (!slice.last) {
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) state[r * C + c] = sums[r][c];
+    return;
+  }
+  for (int r = 0; r < R; ++r) {
+    if constexpr (C % 4 == 0) {
+#pragma GCC unroll 2
+      for (int c = 0; c < C; c += 4)
+        store_sums(out + r * kColumns + c, sums[r][c], sums[r][c + 1], sums[r][c + 2],
+                   sums[r][c + 3]);
+    } else {
+      for (int c = 0; c < C; ++c) out[r * kColumns + c] = sum(sums[r][c]);
+    }
+  }
+}
+
+// The same for 1 to R rows.
+template <int R, int C, bool Ahead, class T>
+inline void dot_tile_of(int64_t rows, const T* const* x, const T* w, int64_t stride, Slice slice,
+                        F32* state, float* out) {
+  if constexpr (R > 1) {
+    if (rows < R) return dot_tile_of<R - 1, C, Ahead>(rows, x, w, stride, slice, state, out);
+  }
+  dot_tile<R, C, Ahead>(x, w, stride, slice, state, out);
+}
+
+// Any number of rows up to kMaxRowBlock, in tiles of nearly equal height.
+template <int C, class T>
+inline void dot_tiles(const T* const* x, int64_t rows, const T* w, int64_t stride, int64_t inner,
+                      float* out) {
+  constexpr int64_t kMost = std::min(kTileSums / C, 6);
+  const int64_t tiles = (rows + kMost - 1) / kMost;
+  const int64_t step = tiles > 1 ? kSlice : inner;
+  F32 state[kMaxRowBlock * C];
+  int64_t begin = 0;
+  do {
+    const int64_t end = std::min(begin + step, inner);
+    const Slice slice{begin, end, begin == 0, end == inner};
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t top = rows * tile / tiles, bottom = rows * (tile + 1) / tiles;
+      const auto run = tile == 0 ? dot_tile_of<kMost, C, true, T> : dot_tile_of<kMost, C, false, T>;
+      run(bottom - top, x + top, w, stride, slice, state + top * C, out + top * kColumns);
+    }
+    begin = end;
+  } while (begin < inner);
+}
+
+// out[m * kColumns + c] = x[m] . w[c], for all rows and `columns` <= kColumns weight rows.
+template <class T>
+inline void dot_rows(const T* const* x, int64_t rows, const T* w, int64_t stride, int64_t inner,
+                     int64_t columns, float* out) {
+  if (columns < kColumns) {
+    for (int64_t c = 0; c < columns; ++c)
+      dot_tiles<1>(x, rows, w + c * stride, stride, inner, out + c);
+  } else if (rows * kColumns <= kTileSums) {
+    dot_tiles<kColumns>(x, rows, w, stride, inner, out);
+  } else {
+    dot_tiles<4>(x, rows, w, stride, inner, out);
+    dot_tiles<4>(x, rows, w + 4 * stride, stride, inner, out + 4);
+  }
+}
+
+// Writes the first n <= kColumns of `values`.
+template <class Out>
+inline void store_columns(Out* to, const float* values, int64_t n) {
+  for (int64_t c = 0; c < n; c += kLanes) store(to + c, load(values + c, n - c), n - c);
+}

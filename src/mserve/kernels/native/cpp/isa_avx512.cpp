@@ -1,0 +1,8 @@
+#include "isa.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2")
+#define MSERVE_ISA avx512
+#define MSERVE_VEC_AVX512
+#include "kernels.h"
+#endif

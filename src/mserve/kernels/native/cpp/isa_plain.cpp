@@ -1,0 +1,4 @@
+#include "isa.h"
+
+#define MSERVE_ISA plain
+#include "kernels.h"

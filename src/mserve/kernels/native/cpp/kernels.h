@@ -1,0 +1,31 @@
+// All ops for one instruction set. A translation unit defines MSERVE_ISA (the namespace), sets the
+// compiler's target and includes this file after the standard headers, so that nothing of the
+// standard library is compiled for a machine that may not be there.
+
+namespace mserve {
+namespace MSERVE_ISA {
+
+#include "vec.h"
+
+#include "dot.h"
+#include "linear.h"
+#include "moe.h"
+#include "norm.h"
+#include "panel.h"
+#include "route.h"
+#include "select_blocks.h"
+
+#include "attention.h"
+
+extern const Kernels kernels{
+    linear,
+    moe,
+    rms_norm,
+    norm_rope,
+    route,
+    select_blocks,
+    attention,
+};
+
+}  // namespace MSERVE_ISA
+}  // namespace mserve

@@ -1,0 +1,160 @@
+// The expert block of one layer in one parallel region.
+//
+//   rows sorted by expert      every expert's weights are read once per call
+//   hidden = act(x w13^T)      workers split each expert's inner width; fp32, one rounding
+//   ── barrier ──
+//   out = sum_e p_e hidden w2^T  workers split the output's width; fp32 sum, one rounding
+//
+// The shared expert is one more expert that every row chose with weight 1. A row's experts are
+// summed in ascending id, the shared one last, whatever other rows are there.
+
+inline F32 activate(const ActivationArgs& a, F32 gate, F32 up) {
+  if (a.kind == Activation::kSilu) return mul(mul(gate, sigmoid(gate)), up);
+  const F32 g = min(set1(a.limit), gate);
+  const F32 u = max(set1(-a.limit), min(set1(a.limit), up));
+  return mul(mul(add(u, set1(a.beta)), g), sigmoid(mul(set1(a.alpha), g)));
+}
+
+struct ActiveExpert {
+  int64_t id;  // args.experts for the shared one
+  int64_t begin, end;  // of the slots: (row, expert) pairs in order of expert, then row
+};
+
+// Where the slots of a call live, in scratch memory.
+struct MoeSlots {
+  int32_t* row;
+  float* weight;
+  ActiveExpert* active;
+  int64_t num_active = 0, count = 0;
+};
+
+enum MoeScratch : int { kSlotRows, kSlotWeights, kActiveExperts, kHidden, kSums };
+
+inline MoeSlots sort_by_expert(const MoeArgs& a) {
+  const int64_t pairs = a.rows * a.chosen, most = pairs + a.rows;
+  MoeSlots slots{static_cast<int32_t*>(scratch(kSlotRows, most * 4)),
+                 static_cast<float*>(scratch(kSlotWeights, most * 4)),
+                 static_cast<ActiveExpert*>(
+                     scratch(kActiveExperts, (a.experts + 1) * int64_t(sizeof(ActiveExpert))))};
+  // Counting sort; `end` counts first and then runs from each expert's begin.
+  ActiveExpert* all = slots.active;
+  for (int64_t e = 0; e < a.experts; ++e) all[e] = {e, 0, 0};
+  const auto local = [&](int64_t pair) { return a.expert_ids[pair] - a.first_expert; };
+  const auto ours = [&](int64_t e) { return e >= 0 && e < a.experts; };
+  for (int64_t p = 0; p < pairs; ++p)
+    if (ours(local(p))) ++all[local(p)].end;
+  for (int64_t e = 0; e < a.experts; ++e) {
+    const int64_t count = all[e].end;
+    all[e].begin = all[e].end = slots.count;
+    slots.count += count;
+  }
+  for (int64_t p = 0; p < pairs; ++p) {
+    if (!ours(local(p))) continue;
+    const int64_t slot = all[local(p)].end++;
+    slots.row[slot] = int32_t(p / a.chosen);
+    slots.weight[slot] = a.weights[p];
+  }
+  for (int64_t e = 0; e < a.experts; ++e)
+    if (all[e].begin < all[e].end) all[slots.num_active++] = all[e];
+  if (a.shared_gate_up != nullptr && a.rows > 0) {
+    all[slots.num_active++] = {a.experts, slots.count, slots.count + a.rows};
+    for (int64_t m = 0; m < a.rows; ++m) {
+      slots.row[slots.count] = int32_t(m);
+      slots.weight[slots.count++] = 1.0f;
+    }
+  }
+  return slots;
+}
+
+// Calls body(first slot, number of slots) for pieces of an expert's slots that fit the cache.
+template <class T, class Body>
+inline void for_slot_blocks(const ActiveExpert& expert, int64_t inner, Body&& body) {
+  const int64_t block = row_block<T>(inner);
+  for (int64_t begin = expert.begin; begin < expert.end; begin += block)
+    body(begin, std::min(block, expert.end - begin));
+}
+
+template <class T>
+void expert_hidden(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& expert,
+                   const Worker& me, T* hidden, int64_t hidden_stride) {
+  const bool shared = expert.id == a.experts;
+  const int64_t inner = shared ? a.shared_inner : a.inner;
+  const T* gate_up = shared ? static_cast<const T*>(a.shared_gate_up)
+                            : static_cast<const T*>(a.gate_up) + expert.id * 2 * inner * a.hidden;
+  const Range mine = me.share(inner, kColumns);
+  const T* rows[kMaxRowBlock];
+  float gate[kMaxRowBlock * kColumns], up[kMaxRowBlock * kColumns];
+  for_slot_blocks<T>(expert, a.hidden, [&](int64_t first_slot, int64_t count) {
+    for (int64_t s = 0; s < count; ++s)
+      rows[s] = static_cast<const T*>(a.x) + slots.row[first_slot + s] * a.hidden;
+    for (int64_t n = mine.begin; n < mine.end; n += kColumns) {
+      const int64_t columns = std::min<int64_t>(kColumns, mine.end - n);
+      dot_rows(rows, count, gate_up + n * a.hidden, a.hidden, a.hidden, columns, gate);
+      dot_rows(rows, count, gate_up + (inner + n) * a.hidden, a.hidden, a.hidden, columns, up);
+      for (int64_t s = 0; s < count; ++s) {
+        T* to = hidden + (first_slot + s) * hidden_stride + n;
+        for (int64_t c = 0; c < columns; c += kLanes) {
+          const int64_t at = s * kColumns + c, left = columns - c;
+          store(to + c, activate(a.activation, load(gate + at, left), load(up + at, left)), left);
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void add_expert_output(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& expert,
+                       const Range& mine, const T* hidden, int64_t hidden_stride, float* sums) {
+  const bool shared = expert.id == a.experts;
+  const int64_t inner = shared ? a.shared_inner : a.inner;
+  const T* down = shared ? static_cast<const T*>(a.shared_down)
+                         : static_cast<const T*>(a.down) + expert.id * a.hidden * inner;
+  const T* rows[kMaxRowBlock];
+  float dots[kMaxRowBlock * kColumns];
+  for_slot_blocks<T>(expert, inner, [&](int64_t first_slot, int64_t count) {
+    for (int64_t s = 0; s < count; ++s) rows[s] = hidden + (first_slot + s) * hidden_stride;
+    for (int64_t n = mine.begin; n < mine.end; n += kColumns) {
+      const int64_t columns = std::min<int64_t>(kColumns, mine.end - n);
+      dot_rows(rows, count, down + n * inner, inner, inner, columns, dots);
+      for (int64_t s = 0; s < count; ++s) {
+        float* to = sums + slots.row[first_slot + s] * a.hidden + n;
+        const F32 weight = set1(slots.weight[first_slot + s]);
+        for (int64_t c = 0; c < columns; c += kLanes) {
+          const int64_t left = columns - c;
+          store(to + c, fma(weight, load(dots + s * kColumns + c, left), load(to + c, left)), left);
+        }
+      }
+    }
+  });
+}
+
+template <class T, class Out>
+void moe_typed(const MoeArgs& a) {
+  const MoeSlots slots = sort_by_expert(a);
+  const int64_t hidden_stride = std::max(a.inner, a.shared_inner);
+  auto* hidden =
+      static_cast<T*>(scratch(kHidden, slots.count * hidden_stride * int64_t(sizeof(T))));
+  auto* sums = static_cast<float*>(scratch(kSums, a.rows * a.hidden * 4));
+  parallel([&](const Worker& me) {
+    for (int64_t i = 0; i < slots.num_active; ++i)
+      expert_hidden<T>(a, slots, slots.active[i], me, hidden, hidden_stride);
+    me.wait();
+    const Range mine = me.share(a.hidden, kColumns);
+    const int64_t width = mine.end - mine.begin;
+    for (int64_t m = 0; m < a.rows; ++m)
+      std::fill_n(sums + m * a.hidden + mine.begin, width, 0.0f);
+    for (int64_t i = 0; i < slots.num_active; ++i)
+      add_expert_output<T>(a, slots, slots.active[i], mine, hidden, hidden_stride, sums);
+    for (int64_t m = 0; m < a.rows; ++m) {
+      const int64_t at = m * a.hidden + mine.begin;
+      for (int64_t n = 0; n < width; n += kLanes)
+        store(static_cast<Out*>(a.out) + at + n, load(sums + at + n, width - n), width - n);
+    }
+  });
+}
+
+inline void moe(const MoeArgs& a) {
+  const bool wide = a.out_dtype == DType::kFloat32;
+  if (a.dtype == DType::kFloat32) return moe_typed<float, float>(a);
+  wide ? moe_typed<bf16, float>(a) : moe_typed<bf16, bf16>(a);
+}

@@ -1,0 +1,166 @@
+#include "pool.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <ctime>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+namespace mserve {
+namespace {
+
+// A futex wake costs 5 to 50 us on virtual machines; the gap between two ops of one step is
+// shorter than this. Longer spinning would burn a core that the tokenizer or server needs.
+constexpr int64_t kSpinNanoseconds = 50'000;
+constexpr int kScratchSlots = 8;
+
+int64_t now_ns() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Team {
+ public:
+  explicit Team(int size) : size_(size), barrier_(size), done_(size) {
+    for (int rank = 1; rank < size; ++rank) threads_.emplace_back([this, rank] { serve(rank); });
+  }
+
+  ~Team() {
+    body_ = nullptr;
+    regions_.open();
+    for (auto& thread : threads_) thread.join();
+  }
+
+  int size() const { return size_; }
+
+  void run(void (*body)(void*, const Worker&), void* context) {
+    body_ = body;
+    context_ = context;
+    if (size_ > 1) regions_.open();
+    body(context, Worker{0, size_, &barrier_});
+    if (size_ > 1) done_.wait();
+  }
+
+ private:
+  void serve(int rank) {
+    for (uint32_t seen = 0;; ++seen) {
+      regions_.await(seen);
+      if (body_ == nullptr) return;
+      body_(context_, Worker{rank, size_, &barrier_});
+      done_.wait();
+    }
+  }
+
+  const int size_;
+  Barrier barrier_, done_;
+  Gate regions_;
+  void (*body_)(void*, const Worker&) = nullptr;
+  void* context_ = nullptr;
+  std::vector<std::thread> threads_;
+};
+
+struct Buffer {
+  void* data = nullptr;
+  int64_t bytes = 0;
+};
+
+// A forked child has no workers: it starts over with a team of one and leaks the parent's, whose
+// threads it cannot join.
+struct State {
+  std::mutex turn;
+  std::unique_ptr<Team> team = std::make_unique<Team>(1);
+  Buffer buffers[kScratchSlots];
+};
+
+State* state = [] {
+  pthread_atfork(nullptr, nullptr, [] { state = new State; });
+  return new State;
+}();
+
+}  // namespace
+
+// A thread goes to sleep only after it has counted itself in sleepers_, and the kernel puts it to
+// sleep only if the turn is still the one it saw; open() counts the turn before it looks for
+// sleepers. All three are sequentially consistent, so either open() sees the sleeper or the kernel
+// sees the new turn, and the system call is spared whenever everybody is still spinning.
+void Gate::open() {
+  turn_.fetch_add(1);
+  if (sleepers_.load() > 0) {
+    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&turn_), FUTEX_WAKE_PRIVATE, 1 << 30, nullptr,
+            nullptr, 0);
+  }
+}
+
+void Gate::await(uint32_t seen) {
+  const int64_t deadline = now_ns() + kSpinNanoseconds;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (turn() != seen) return;
+      relax();
+    }
+  } while (now_ns() < deadline);
+  sleepers_.fetch_add(1);
+  while (turn_.load() == seen) {
+    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&turn_), FUTEX_WAIT_PRIVATE, seen, nullptr,
+            nullptr, 0);
+  }
+  sleepers_.fetch_sub(1);
+}
+
+void Barrier::wait() {
+  const uint32_t seen = gate_.turn();
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    gate_.open();
+  } else {
+    gate_.await(seen);
+  }
+}
+
+Turn::Turn() { state->turn.lock(); }
+Turn::~Turn() { state->turn.unlock(); }
+
+void set_num_threads(int count) {
+  Turn turn;
+  if (count != state->team->size()) {
+    state->team.reset();
+    state->team = std::make_unique<Team>(count);
+  }
+}
+
+int team_size() { return state->team->size(); }
+
+void run_region(void (*body)(void*, const Worker&), void* context) {
+  state->team->run(body, context);
+}
+
+void* scratch(int slot, int64_t bytes) {
+  Buffer& buffer = state->buffers[slot];
+  if (buffer.bytes < bytes) {
+    std::free(buffer.data);
+    buffer = {};
+    const int64_t rounded = (bytes + 4095) / 4096 * 4096;
+    void* data = std::aligned_alloc(4096, size_t(rounded));
+    if (data == nullptr) throw std::bad_alloc();
+    buffer = {data, rounded};
+  }
+  return buffer.data;
+}
+
+}  // namespace mserve

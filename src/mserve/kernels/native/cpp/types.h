@@ -1,0 +1,123 @@
+// Words shared by every translation unit: element types and the arguments of each op.
+//
+// Sizes and strides count elements, never bytes. A pointer named `x` of an op is not written.
+#pragma once
+
+#include <cstdint>
+
+namespace mserve {
+
+struct bf16 {
+  uint16_t bits;
+};
+
+enum class DType : int { kBFloat16 = 0, kFloat32 = 1 };
+
+enum class Activation : int { kSilu = 0, kSwigluOai = 1 };
+
+// How gate and up become one value. The last three matter for kSwigluOai only.
+struct ActivationArgs {
+  Activation kind;
+  float alpha, limit, beta;
+};
+
+// y[m, n] = sum_k x[m, k] * w[n, k]
+struct LinearArgs {
+  const void* x;  // [rows, inner] of dtype, row stride x_stride
+  const void* w;  // [outer, inner] of dtype, contiguous
+  void* y;        // [rows, outer] of out_dtype, row stride y_stride
+  int64_t rows, outer, inner, x_stride, y_stride;
+  DType dtype, out_dtype;
+};
+
+// Routed experts, and the shared one if there is one, of every row of x.
+struct MoeArgs {
+  const void* x;              // [rows, hidden] of dtype
+  const void* gate_up;        // [experts, 2 * inner, hidden]: gate rows, then up rows
+  const void* down;           // [experts, hidden, inner]
+  const void* shared_gate_up;  // [2 * shared_inner, hidden], or null
+  const void* shared_down;     // [hidden, shared_inner], or null
+  const int64_t* expert_ids;  // [rows, chosen]; an id outside this rank's range is skipped
+  const float* weights;       // [rows, chosen]
+  void* out;                  // [rows, hidden] of out_dtype
+  int64_t rows, hidden, inner, shared_inner, experts, first_expert, chosen;
+  DType dtype, out_dtype;
+  ActivationArgs activation;
+};
+
+// One kind of plane of the KV cache: a block's part is [heads, kBlockTokens, width], contiguous.
+struct Plane {
+  const void* data;
+  int64_t block_stride;
+};
+
+constexpr int64_t kBlockTokens = 128;
+
+// Spans of `length` consecutive tokens each, against the blocks of their contexts.
+struct Spans {
+  const int64_t* blocks;     // [spans, num_blocks] ids by logical number
+  const int64_t* positions;  // [spans, length]
+  int64_t spans, length, num_blocks;
+};
+
+// Causal attention: over all blocks, or over the chosen ones.
+struct AttentionArgs {
+  const void* query;  // [spans, length, heads, width] of dtype
+  Plane key, value;   // [.., groups, kBlockTokens, width] of dtype
+  const int64_t* chosen;  // [spans, length, groups, chosen_width] ascending, then -1; or null
+  void* out;              // like query
+  Spans at;
+  int64_t heads, groups, width, chosen_width;
+  float scale;
+  DType dtype;
+};
+
+// The blocks that each token and group may read.
+struct SelectArgs {
+  const void* query;  // [spans, length, groups, width] of dtype
+  Plane key;          // [.., 1, kBlockTokens, width] of dtype
+  int64_t* chosen;    // [spans, length, groups, chosen_width], written
+  Spans at;
+  int64_t groups, width, chosen_width, local_blocks, init_blocks;
+  DType dtype;
+};
+
+enum class Norm : int {
+  kRoundThenMultiply = 0,  // M2: x / rms rounded to dtype, times a weight of dtype, rounded
+  kOnePlusWeight = 1,      // M3: x / rms * (1 + weight), weight in fp32, rounded once
+};
+
+struct NormArgs {
+  const void* x;       // [rows, width] of dtype
+  const void* weight;  // [width] of dtype, or fp32 for kOnePlusWeight
+  void* out;           // like x
+  int64_t rows, width;
+  float eps;
+  Norm kind;
+  DType dtype;
+};
+
+// M3's heads: every head of x normed by its own weight and turned by its token's angles.
+struct NormRopeArgs {
+  const void* x;        // [tokens, heads, width] of dtype, token stride x_stride
+  const float* weight;  // [heads, width], centred on zero
+  const float *cosine, *sine;  // [tokens, turned]
+  void* out;                   // [tokens, heads, width], contiguous
+  int64_t tokens, heads, width, turned, x_stride;
+  float eps;
+  DType dtype;
+};
+
+// Which experts a token goes to.
+struct RouteArgs {
+  const void* x;      // [tokens, hidden] of dtype
+  const float* gate;  // [experts, hidden]
+  const float* bias;  // [experts]
+  int64_t* ids;       // [tokens, chosen], ascending
+  float* weights;     // [tokens, chosen]
+  int64_t tokens, hidden, experts, chosen;
+  float scale;
+  DType dtype;
+};
+
+}  // namespace mserve

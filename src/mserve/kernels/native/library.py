@@ -1,0 +1,90 @@
+"""The shared library as ctypes functions: found, checked and given its argument types once.
+
+Knows the C interface of ``cpp/abi.cpp``; does not know shapes or tensors (``ops``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+from mserve.kernels.native.build import LIBRARY, built_digest, source_digest
+
+_P, _N, _I, _F = c_void_p, c_int64, c_int, c_float
+
+_OPS = {
+    "mserve_linear": [_P] * 3 + [_N] * 5 + [_I] * 2,
+    "mserve_moe": [_P] * 8 + [_N] * 7 + [_I] * 3 + [_F] * 3,
+    "mserve_rms_norm": [_P] * 3 + [_N] * 2 + [_F] + [_I] * 2,
+    "mserve_norm_rope": [_P] * 5 + [_N] * 5 + [_F, _I],
+    "mserve_route": [_P] * 5 + [_N] * 4 + [_F, _I],
+    "mserve_select_blocks": [_P, _P, _N, _P, _P, _P] + [_N] * 8 + [_I],
+    "mserve_attention": [_P, _P, _N, _P, _N] + [_P] * 4 + [_N] * 7 + [_F, _I],
+}
+
+
+class NativeUnavailable(Exception):  # noqa: N818 - a state of the installation, not a failure
+    """Why the library cannot be used here, in one line."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The loaded library. Raises ``NativeUnavailable``."""
+    path = Path(os.environ.get("MSERVE_NATIVE_LIBRARY", LIBRARY))
+    digest = built_digest(path)
+    if digest is None:
+        raise NativeUnavailable("not built: run `python -m mserve.kernels.native.build`")
+    if digest != source_digest():
+        raise NativeUnavailable(
+            "built from other sources: run `python -m mserve.kernels.native.build`"
+        )
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeUnavailable(f"{path.name} cannot be loaded: {error}") from None
+    for name, argument_types in _OPS.items():
+        getattr(loaded, name).argtypes = argument_types
+    loaded.mserve_isa.restype = c_char_p
+    loaded.mserve_use_isa.argtypes = [c_char_p]
+    loaded.mserve_set_num_threads.argtypes = [c_int]
+    wanted = os.environ.get("MSERVE_ISA")
+    if wanted and loaded.mserve_use_isa(wanted.encode()):
+        raise NativeUnavailable(f"MSERVE_ISA={wanted} is not an instruction set of this machine")
+    return loaded
+
+
+def isa() -> str:
+    """Name of the instruction set in use."""
+    name: bytes = library().mserve_isa()
+    return name.decode()
+
+
+def use_isa(name: str) -> None:
+    """Switch all ops to ``avx512_bf16``, ``avx512``, ``avx2`` or ``plain``."""
+    if library().mserve_use_isa(name.encode()):
+        raise NativeUnavailable(f"{name} is not an instruction set of this machine")
+
+
+def available_isas() -> list[str]:
+    """Names that this machine can run, best first."""
+    current, found = isa(), []
+    for name in ("avx512_bf16", "avx512", "avx2", "plain"):
+        if not library().mserve_use_isa(name.encode()):
+            found.append(name)
+    use_isa(current)
+    return found
+
+
+def set_num_threads(count: int) -> None:
+    """Threads of every later op, the caller included."""
+    if count < 1:
+        raise ValueError(f"at least one thread is needed, not {count}")
+    library().mserve_set_num_threads(count)
+
+
+def num_threads() -> int:
+    count: int = library().mserve_num_threads()
+    return count

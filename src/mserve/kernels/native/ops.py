@@ -1,0 +1,303 @@
+"""The native ops on tensors: shapes and types are checked here, pointers are passed on.
+
+Each function has the arguments and the result of the reference of its name in ``mserve.kernels``.
+A tensor that the library cannot take (wrong dtype, not contiguous) is an error, never a silent
+detour through torch. Knows tensors; does not know layers or when to use which implementation.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mserve.kernels.activation import GatedActivation
+from mserve.kernels.native.library import library
+
+_DTYPES = {torch.bfloat16: 0, torch.float32: 1}
+_ACTIVATIONS = {"silu": 0, "swiglu_oai": 1}
+
+# Bounds of fixed tables in cpp/.
+_MAX_HEAD_WIDTH = 1024
+_MAX_CHOSEN = 64
+_MAX_GROUPS = 16
+
+
+class NativeError(RuntimeError):
+    """A native op could not run."""
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, out_dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """``x`` [T, K] times ``weight`` [N, K] transposed, [T, N] of ``out_dtype`` (x's by default).
+
+    A row's result has the same bits whatever other rows are there.
+    """
+    rows, inner = x.shape
+    outer = weight.shape[0]
+    dtype = _same_dtype(x, weight)
+    _contiguous(weight)
+    if inner > 1 and rows and x.stride(1) != 1:
+        raise NativeError("linear: the rows of x must be contiguous")
+    if weight.shape[1] != inner:
+        raise NativeError(f"linear: x has width {inner}, the weight {weight.shape[1]}")
+    y = torch.empty((rows, outer), dtype=out_dtype or x.dtype)
+    _check(
+        library().mserve_linear(
+            x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, outer, inner,
+            x.stride(0), outer, dtype, _DTYPES[y.dtype],
+        )
+    )  # fmt: skip
+    return y
+
+
+def run_experts(
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    activation: GatedActivation,
+    first_expert: int,
+    shared: tuple[torch.Tensor, torch.Tensor] | None = None,
+    out_dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Sum over a token's choices of weight * expert(token), plus the shared expert's output,
+    [T, hidden] of ``out_dtype``.
+
+    ``hidden`` [T, hidden]; ``ids`` [T, K] int64 with ``weights`` [T, K] fp32; ``gate_up``
+    [E, 2I, hidden] and ``down`` [E, hidden, I] of the experts ``first_expert`` to
+    ``first_expert + E``; ``shared`` is the gate_up [2I', hidden] and down [hidden, I'] of one more
+    expert that every token takes with weight 1. A choice held elsewhere adds nothing.
+    """
+    rows, width = hidden.shape
+    experts, _, inner = down.shape
+    tensors = [hidden, gate_up, down, *(shared or ())]
+    dtype = _same_dtype(*tensors)
+    _contiguous(*tensors, ids, weights)
+    _typed(ids, torch.int64), _typed(weights, torch.float32)
+    shared_gate_up, shared_down, shared_inner = 0, 0, 0
+    if shared is not None:
+        shared_gate_up, shared_down = shared[0].data_ptr(), shared[1].data_ptr()
+        shared_inner = shared[1].shape[1]
+    out = torch.empty((rows, width), dtype=out_dtype)
+    _check(
+        library().mserve_moe(
+            hidden.data_ptr(), gate_up.data_ptr(), down.data_ptr(), shared_gate_up, shared_down,
+            ids.data_ptr(), weights.data_ptr(), out.data_ptr(),
+            rows, width, inner, shared_inner, experts, first_expert, ids.shape[1],
+            dtype, _DTYPES[out_dtype], _ACTIVATIONS[activation.kind],
+            activation.alpha, activation.limit, activation.beta,
+        )
+    )  # fmt: skip
+    return out
+
+
+def gated_mlp(
+    hidden: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, activation: GatedActivation
+) -> torch.Tensor:
+    """down(activation(gate, up)) of ``hidden`` [T, hidden], of its shape and dtype: a layer with a
+    shared expert and no others."""
+    rows = hidden.shape[0]
+    return run_experts(
+        hidden,
+        torch.empty((rows, 0), dtype=torch.int64),
+        torch.empty((rows, 0), dtype=torch.float32),
+        gate_up[:0].unsqueeze(0),
+        down[:, :0].unsqueeze(0),
+        activation,
+        0,
+        (gate_up, down),
+        hidden.dtype,
+    )
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """M2's norm of ``x`` [..., D] by ``weight`` [D] of its dtype."""
+    return _norm(x, weight, eps, 0, _same_dtype(x, weight))
+
+
+def gemma_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """M3's norm of ``x`` [..., D] by fp32 ``weight`` [D], centred on zero."""
+    _typed(weight, torch.float32)
+    return _norm(x, weight, eps, 1, _same_dtype(x))
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float, kind: int, dtype: int) -> torch.Tensor:
+    _contiguous(x, weight)
+    width = weight.shape[0]
+    out = torch.empty_like(x)
+    _check(
+        library().mserve_rms_norm(
+            x.data_ptr(), weight.data_ptr(), out.data_ptr(),
+            x.numel() // width, width, eps, kind, dtype,
+        )
+    )  # fmt: skip
+    return out
+
+
+def norm_rope(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """``x`` [T, N, D], whose tokens may lie apart, normed by fp32 ``weight`` [N, D] and turned by
+    the angles [T, C]. D is at most 1024."""
+    tokens, heads, width = x.shape
+    if x.stride(2) != 1 or (heads > 1 and x.stride(1) != width) or width > _MAX_HEAD_WIDTH:
+        raise NativeError("norm_rope: heads must be contiguous and at most 1024 wide")
+    _contiguous(weight, cos, sin)
+    _typed(weight, torch.float32), _typed(cos, torch.float32), _typed(sin, torch.float32)
+    out = torch.empty((tokens, heads, width), dtype=x.dtype)
+    _check(
+        library().mserve_norm_rope(
+            x.data_ptr(), weight.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(),
+            tokens, heads, width, cos.shape[1], x.stride(0), eps, _same_dtype(x),
+        )
+    )  # fmt: skip
+    return out
+
+
+def route(
+    hidden: torch.Tensor, gate: torch.Tensor, bias: torch.Tensor, k: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Expert ids [T, k] int64, ascending, and weights [T, k] fp32, summing to ``scale``."""
+    tokens, width = hidden.shape
+    _contiguous(hidden, gate, bias)
+    _typed(gate, torch.float32), _typed(bias, torch.float32)
+    if k > _MAX_CHOSEN:
+        raise NativeError(f"route: at most {_MAX_CHOSEN} experts per token, not {k}")
+    ids = torch.empty((tokens, k), dtype=torch.int64)
+    weights = torch.empty((tokens, k), dtype=torch.float32)
+    _check(
+        library().mserve_route(
+            hidden.data_ptr(), gate.data_ptr(), bias.data_ptr(), ids.data_ptr(),
+            weights.data_ptr(), tokens, width, gate.shape[0], k, scale, _same_dtype(hidden),
+        )
+    )  # fmt: skip
+    return ids, weights
+
+
+def select_blocks(
+    index_query: torch.Tensor,
+    index_plane: torch.Tensor,
+    blocks: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    topk_blocks: int,
+    local_blocks: int,
+    init_blocks: int,
+) -> torch.Tensor:
+    """Logical block numbers [S, L, G, K], ascending, then -1; K = min(topk_blocks, N).
+
+    Scores have the same bits whatever the span's length, so any chunking chooses alike.
+    """
+    spans, length, groups, width = index_query.shape
+    chosen_width = min(topk_blocks, blocks.shape[1])
+    if groups > _MAX_GROUPS or chosen_width > _MAX_CHOSEN:
+        raise NativeError(f"select_blocks: {groups} groups, {chosen_width} blocks are too many")
+    index_query = index_query.contiguous()
+    _contiguous(blocks, positions)
+    _typed(blocks, torch.int64), _typed(positions, torch.int64)
+    chosen = torch.empty((spans, length, groups, chosen_width), dtype=torch.int64)
+    if not chosen.numel():
+        return chosen
+    _check(
+        library().mserve_select_blocks(
+            index_query.data_ptr(), index_plane.data_ptr(), _block_stride(index_plane),
+            blocks.data_ptr(), positions.data_ptr(), chosen.data_ptr(),
+            spans, length, blocks.shape[1], groups, width, chosen_width,
+            local_blocks, init_blocks, _same_dtype(index_query, index_plane),
+        )
+    )  # fmt: skip
+    return chosen
+
+
+def paged_attention(
+    query: torch.Tensor,
+    key_plane: torch.Tensor,
+    value_plane: torch.Tensor,
+    blocks: torch.Tensor,
+    positions: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """``query`` [S, L, H, D] against planes [blocks, G, BLOCK_TOKENS, D], causal over all blocks;
+    gives [S, L, H, D]. D is even. A row has the same bits alone and in any batch or chunk."""
+    return _attention(query, key_plane, value_plane, blocks, positions, None, scale)
+
+
+def sparse_attention(
+    query: torch.Tensor,
+    key_plane: torch.Tensor,
+    value_plane: torch.Tensor,
+    blocks: torch.Tensor,
+    positions: torch.Tensor,
+    chosen: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """The same over the ``chosen`` [S, L, G, K] logical blocks: ascending, then -1."""
+    return _attention(query, key_plane, value_plane, blocks, positions, chosen, scale)
+
+
+def _attention(
+    query: torch.Tensor,
+    key_plane: torch.Tensor,
+    value_plane: torch.Tensor,
+    blocks: torch.Tensor,
+    positions: torch.Tensor,
+    chosen: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    spans, length, heads, width = query.shape
+    if width % 2:
+        raise NativeError(f"attention: the head width must be even, not {width}")
+    query = query.contiguous()
+    _contiguous(blocks, positions)
+    _typed(blocks, torch.int64), _typed(positions, torch.int64)
+    chosen_width, chosen_pointer = 0, 0
+    if chosen is not None:
+        _contiguous(chosen), _typed(chosen, torch.int64)
+        chosen_width, chosen_pointer = chosen.shape[3], chosen.data_ptr()
+    out = torch.empty_like(query)
+    if not out.numel():
+        return out
+    _check(
+        library().mserve_attention(
+            query.data_ptr(), key_plane.data_ptr(), _block_stride(key_plane),
+            value_plane.data_ptr(), _block_stride(value_plane),
+            blocks.data_ptr(), positions.data_ptr(), chosen_pointer, out.data_ptr(),
+            spans, length, blocks.shape[1], heads, key_plane.shape[1], width, chosen_width,
+            scale, _same_dtype(query, key_plane, value_plane),
+        )
+    )  # fmt: skip
+    return out
+
+
+def _block_stride(plane: torch.Tensor) -> int:
+    """Elements between blocks of a plane whose part of each block is contiguous."""
+    _, heads, tokens, width = plane.shape
+    stride = plane.stride()
+    if stride[3] != 1 or stride[2] != width or (heads > 1 and stride[1] != tokens * width):
+        raise NativeError("a cache plane's part of a block is not contiguous")
+    return stride[0]
+
+
+def _same_dtype(*tensors: torch.Tensor) -> int:
+    first = tensors[0].dtype
+    if first not in _DTYPES or any(tensor.dtype != first for tensor in tensors):
+        kinds = ", ".join(str(tensor.dtype) for tensor in tensors)
+        raise NativeError(f"native kernels take bfloat16 or float32 throughout, not {kinds}")
+    return _DTYPES[first]
+
+
+def _typed(tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype:
+        raise NativeError(f"expected {dtype}, got {tensor.dtype}")
+
+
+def _contiguous(*tensors: torch.Tensor) -> None:
+    for tensor in tensors:
+        if not tensor.is_contiguous():
+            raise NativeError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous")
+
+
+def _check(status: int) -> None:
+    if status:
+        raise NativeError("no memory for a native kernel's intermediate values")
