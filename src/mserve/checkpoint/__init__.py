@@ -10,6 +10,8 @@ from mserve.checkpoint.spec import (
     LayerSpec,
     ModelSpec,
     MoeSpec,
+    QuantSpec,
+    WeightFormat,
     heads_on_rank,
     kv_layout,
 )
@@ -21,7 +23,9 @@ __all__ = [
     "LayerSpec",
     "ModelSpec",
     "MoeSpec",
+    "QuantSpec",
     "TensorSource",
+    "WeightFormat",
     "expected_tensors",
     "heads_on_rank",
     "kv_layout",

@@ -6,6 +6,7 @@ already resolved. Knows shapes; does not know tensors, files or how anything is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -46,6 +47,22 @@ class ActivationSpec(msgspec.Struct, frozen=True, kw_only=True):
     beta: float = 0.0
 
 
+WeightFormat = Literal["plain"]
+
+
+class QuantSpec(msgspec.Struct, frozen=True):
+    """How the matrices of attention, MLPs and experts are stored in memory. All other tensors
+    (embedding, head, router, norms) are never quantized."""
+
+    format: WeightFormat = "plain"
+    exceptions: Mapping[str, WeightFormat] = {}  # logical names of those stored otherwise
+    on_load: bool = False  # the file holds plain values, which are converted while they are loaded
+
+    def format_of(self, name: str) -> WeightFormat:
+        """Format of the matrix with the logical name ``name``."""
+        return self.exceptions.get(name, self.format)
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A MiniMax text model."""
 
@@ -68,6 +85,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Literal["bfloat16", "float32"]  # of the checkpoint's linears
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    quantization: QuantSpec = QuantSpec()
     num_mtp_layers: int = 0  # draft layers a file may hold after the last one; never loaded
 
 

@@ -21,6 +21,7 @@ from mserve.kernels.choose import (
     use_kernels,
 )
 from mserve.kernels.exact_top_k import exact_top_k
+from mserve.kernels.moe import sum_experts
 from mserve.kernels.rms_norm import rms_norm_given
 from mserve.kernels.rope import rope, rope_angles
 from mserve.kernels.write_kv import write_kv
@@ -44,6 +45,7 @@ __all__ = [
     "select_blocks",
     "silu_gated",
     "sparse_attention",
+    "sum_experts",
     "swiglu_oai",
     "use_kernels",
     "write_kv",

@@ -87,7 +87,8 @@ def _check_filled(pieces: list[Piece], parameters: Mapping[str, torch.Tensor]) -
     for parameter in parameters.values():
         missing[_storage(parameter)] += parameter.numel()
     for piece in pieces:
-        missing[_storage(piece.destination)] -= piece.destination.numel()
+        if isinstance(piece.destination, torch.Tensor):
+            missing[_storage(piece.destination)] -= piece.destination.numel()
     unfilled = [name for name, tensor in parameters.items() if missing[_storage(tensor)] > 0]
     if unfilled:
         raise ValueError(f"no piece fills all of {', '.join(unfilled[:3])}")
@@ -126,7 +127,8 @@ def _copy(mapping: mmap.mmap, source: TensorSource, piece: Piece) -> Iterator[in
     flat = torch.frombuffer(mapping, dtype=dtype, count=count, offset=source.offset)
     rows = flat.view(source.shape)[piece.source_slice]
     row_bytes = source.nbytes // source.shape[0]
-    step = max(1, _CHUNK_BYTES // row_bytes)
+    together = piece.rows_together
+    step = max(1, _CHUNK_BYTES // row_bytes // together) * together
     first = piece.source_slice[0].indices(source.shape[0])[0]
     for start in range(0, rows.shape[0], step):
         part = rows[start : start + step]
