@@ -63,7 +63,8 @@ def plan_memory(
     dtype = engine_config.model.dtype
     dtype = spec.dtype if dtype == "auto" else dtype
     layout = kv_layout(spec, ranks=ranks, dtype=dtype)
-    weights = weight_bytes(spec, ranks=ranks, dtype=dtype)
+    by_id = engine_config.parallel.enable_expert_parallel and ranks > 1
+    weights = weight_bytes(spec, ranks=ranks, dtype=dtype, expert_parallel=by_id)
     step_tokens = scheduler.max_num_batched_tokens
     activations = activation_bytes(spec, num_tokens=step_tokens, ranks=ranks, dtype=dtype)
     rows = min(scheduler.max_num_seqs, step_tokens)

@@ -1,6 +1,15 @@
 """Reading what a checkpoint says of itself, without torch: config keys, tensor names, headers."""
 
 from mserve.checkpoint.config import parse_config, read_sampling_defaults, read_spec
+from mserve.checkpoint.formats import (
+    check_formats,
+    convert_on_load,
+    is_expert,
+    is_matrix,
+    shape_on_rank,
+    stored_bytes,
+    tensors_beside,
+)
 from mserve.checkpoint.header import TensorSource
 from mserve.checkpoint.names import expected_tensors
 from mserve.checkpoint.opening import Checkpoint, open_checkpoint
@@ -26,11 +35,18 @@ __all__ = [
     "QuantSpec",
     "TensorSource",
     "WeightFormat",
+    "check_formats",
+    "convert_on_load",
     "expected_tensors",
     "heads_on_rank",
+    "is_expert",
+    "is_matrix",
     "kv_layout",
     "open_checkpoint",
     "parse_config",
     "read_sampling_defaults",
     "read_spec",
+    "shape_on_rank",
+    "stored_bytes",
+    "tensors_beside",
 ]

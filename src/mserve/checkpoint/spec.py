@@ -47,7 +47,9 @@ class ActivationSpec(msgspec.Struct, frozen=True, kw_only=True):
     beta: float = 0.0
 
 
-WeightFormat = Literal["plain"]
+WeightFormat = Literal["plain", "mxfp8", "fp8", "int8", "int8_static"]
+"""``fp8`` has blocks of 128 x 128; ``int8`` quantizes activations per token, ``int8_static`` by
+factors of the file."""
 
 
 class QuantSpec(msgspec.Struct, frozen=True):

@@ -16,6 +16,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: the checkpoint's
+    # None: matrices stay as the checkpoint holds them; else bf16 is converted while it is loaded
+    quantization: Literal["mxfp8", "fp8", "int8"] | None = None
     max_model_len: int | None = None  # tokens; None: the checkpoint's max_position_embeddings
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

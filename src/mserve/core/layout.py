@@ -13,7 +13,16 @@ import msgspec
 
 from mserve.core.blocks import BLOCK_TOKENS
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
+DTYPE_BYTES = {
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e8m0fnu": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int32": 4,
+}
 
 _ALIGNMENT_BYTES = 64  # a cache line, so that every plane starts aligned for vector loads
 

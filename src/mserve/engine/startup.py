@@ -31,7 +31,7 @@ from mserve.core import (
     StepPlan,
     blocks_for,
 )
-from mserve.engine.load import device_of_rank, dtype_name, load_runner
+from mserve.engine.load import device_of_rank, dtype_name, load_runner, spec_to_run
 from mserve.engine.loop import Engine, Runner
 from mserve.engine.ranks import (
     RankedRunner,
@@ -114,7 +114,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     threads = max(1, (config.num_threads or machine.cores) // size)
     torch.set_num_threads(threads)
     available_bytes = _available_bytes(machine, device, size)
-    memory = plan_memory(checkpoint.spec, config, available_bytes, size)
+    memory = plan_memory(spec_to_run(config, checkpoint), config, available_bytes, size)
 
     ranks, groups = _meet(config, device, memory.num_blocks, threads, report, resources)
     runner: Runner = load_runner(

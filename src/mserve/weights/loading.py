@@ -21,7 +21,16 @@ from mserve.weights.piece import Piece
 
 Progress = Callable[[int, int], None]
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# e8m0 scales are kept as the bytes they are.
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e8m0fnu": torch.uint8,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "int32": torch.int32,
+}
 
 # Copied at once, then its pages are let go: long enough for full copy speed (torch's own threads
 # share one copy), short enough for a smooth progress bar and a small footprint.

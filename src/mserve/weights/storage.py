@@ -14,6 +14,10 @@ from typing import Protocol
 import torch
 
 from mserve.checkpoint import QuantSpec, WeightFormat
+from mserve.weights.fp8_block import Fp8BlockWeight
+from mserve.weights.int8 import Int8Weight
+from mserve.weights.int8_static import Int8StaticWeight
+from mserve.weights.mxfp8 import Mxfp8Weight
 from mserve.weights.plain import PlainWeight
 from mserve.weights.weight import Assembly, Joined, Part, Separate, Weight
 
@@ -22,7 +26,15 @@ class _Format(Protocol):
     def empty(self, assembly: Assembly, dtype: torch.dtype, device: torch.device) -> Weight: ...
 
 
-_FORMATS: dict[WeightFormat, _Format] = {"plain": PlainWeight}
+_FORMATS: dict[WeightFormat, _Format] = {
+    "plain": PlainWeight,
+    "mxfp8": Mxfp8Weight,
+    "fp8": Fp8BlockWeight,
+    "int8": Int8Weight,
+    "int8_static": Int8StaticWeight,
+}
+
+_NEVER_SHARED = "int8_static"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +47,27 @@ class Storage:
 
     def matrix(self, *parts: Part) -> Weight:
         """[N, K]: the parts' rows one below the other, in one store where their formats agree."""
-        runs = [(kind, tuple(run)) for kind, run in groupby(parts, self._format_of)]
-        members = tuple(self._empty(kind, (run,), stacked=False) for kind, run in runs)
+        runs = (tuple(run) for _, run in groupby(parts, self._store_of))
+        members = tuple(self._empty((run,), stacked=False) for run in runs)
         return members[0] if len(members) == 1 else Joined(members)
 
     def stack(self, experts: Sequence[Sequence[Part]]) -> Weight:
         """[E, N, K]: one matrix per expert, in one store where all formats agree."""
         kinds = {self._format_of(part) for parts in experts for part in parts}
-        if len(kinds) > 1:
+        if len(kinds) > 1 or _NEVER_SHARED in kinds:
             return Separate(tuple(self.matrix(*parts) for parts in experts))
-        return self._empty(kinds.pop(), tuple(map(tuple, experts)), stacked=True)
+        return self._empty(tuple(map(tuple, experts)), stacked=True)
+
+    def _store_of(self, part: Part) -> tuple[str, ...]:
+        """Neighbours with the same answer share a store."""
+        kind = self._format_of(part)
+        return (kind, part.source) if kind == _NEVER_SHARED else (kind,)
 
     def _format_of(self, part: Part) -> WeightFormat:
         return self.quantization.format_of(part.source)
 
-    def _empty(
-        self, kind: WeightFormat, experts: tuple[tuple[Part, ...], ...], *, stacked: bool
-    ) -> Weight:
+    def _empty(self, experts: tuple[tuple[Part, ...], ...], *, stacked: bool) -> Weight:
+        """Unset, of parts that all have the format of the first."""
         assembly = Assembly(experts, stacked, self.quantization.on_load)
+        kind = self._format_of(experts[0][0])
         return _FORMATS[kind].empty(assembly, self.dtype, self.device)
