@@ -24,6 +24,7 @@ from mserve.checkpoint.spec import (
     heads_on_rank,
     kv_layout,
 )
+from mserve.checkpoint.writing import NewTensor, write_shards
 
 __all__ = [
     "ActivationSpec",
@@ -32,6 +33,7 @@ __all__ = [
     "LayerSpec",
     "ModelSpec",
     "MoeSpec",
+    "NewTensor",
     "QuantSpec",
     "TensorSource",
     "WeightFormat",
@@ -49,4 +51,5 @@ __all__ = [
     "shape_on_rank",
     "stored_bytes",
     "tensors_beside",
+    "write_shards",
 ]
