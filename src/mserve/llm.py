@@ -64,6 +64,7 @@ class LLM:
         model: str,
         *,
         dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+        quantization: Literal["mxfp8", "fp8", "int8"] | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         max_model_len: int | None = None,
         tensor_parallel_size: int = 1,
@@ -80,7 +81,13 @@ class LLM:
         """Load ``model``, a checkpoint folder. The settings are those of ``core.EngineConfig``;
         ``report`` hears of the progress. ``SetupError`` says what cannot work and why."""
         config = EngineConfig(
-            model=ModelConfig(path=model, dtype=dtype, max_model_len=max_model_len, device=device),
+            model=ModelConfig(
+                path=model,
+                dtype=dtype,
+                quantization=quantization,
+                max_model_len=max_model_len,
+                device=device,
+            ),
             cache=CacheConfig(
                 memory_utilization=memory_utilization,
                 kv_cache_memory_bytes=kv_cache_memory_bytes,

@@ -2,6 +2,7 @@
 
 from mserve.checkpoint.config import parse_config, read_sampling_defaults, read_spec
 from mserve.checkpoint.formats import (
+    STORED_AS,
     check_formats,
     convert_on_load,
     is_expert,
@@ -12,7 +13,12 @@ from mserve.checkpoint.formats import (
 )
 from mserve.checkpoint.header import TensorSource
 from mserve.checkpoint.names import expected_tensors
-from mserve.checkpoint.opening import Checkpoint, open_checkpoint
+from mserve.checkpoint.opening import (
+    Checkpoint,
+    SpelledTensor,
+    open_checkpoint,
+    spelled_tensors,
+)
 from mserve.checkpoint.spec import (
     ActivationSpec,
     IndexSpec,
@@ -27,6 +33,7 @@ from mserve.checkpoint.spec import (
 from mserve.checkpoint.writing import NewTensor, write_shards
 
 __all__ = [
+    "STORED_AS",
     "ActivationSpec",
     "Checkpoint",
     "IndexSpec",
@@ -35,6 +42,7 @@ __all__ = [
     "MoeSpec",
     "NewTensor",
     "QuantSpec",
+    "SpelledTensor",
     "TensorSource",
     "WeightFormat",
     "check_formats",
@@ -49,6 +57,7 @@ __all__ = [
     "read_sampling_defaults",
     "read_spec",
     "shape_on_rank",
+    "spelled_tensors",
     "stored_bytes",
     "tensors_beside",
     "write_shards",

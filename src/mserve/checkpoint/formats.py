@@ -19,18 +19,18 @@ from mserve.checkpoint.names import Shape, expected_tensors
 from mserve.checkpoint.spec import ModelSpec, QuantSpec, WeightFormat, heads_on_rank
 from mserve.core import DTYPE_BYTES, CheckpointError, SetupError
 
-STORED_AS: dict[WeightFormat, frozenset[str]] = {
-    "plain": frozenset({"bfloat16", "float32"}),
-    "mxfp8": frozenset({"float8_e4m3fn"}),
-    "fp8": frozenset({"float8_e4m3fn"}),
-    "int8": frozenset({"int8"}),
-    "int8_static": frozenset({"int8"}),
+STORED_AS: dict[WeightFormat, tuple[str, ...]] = {
+    "plain": ("bfloat16", "float32"),
+    "mxfp8": ("float8_e4m3fn",),
+    "fp8": ("float8_e4m3fn",),
+    "int8": ("int8",),
+    "int8_static": ("int8",),
 }
 """Types of ``X.weight`` in a file."""
 
 _MX_GROUP = 32
 _FP8_BLOCK = 128
-_FLOATS = frozenset({"bfloat16", "float32"})
+_FLOATS = ("float32", "bfloat16")
 _EXPERT_MATRICES = {"w1", "w2", "w3"}
 
 
@@ -39,7 +39,7 @@ class Beside(NamedTuple):
 
     name: str
     shape: Shape
-    dtypes: frozenset[str]
+    dtypes: tuple[str, ...]  # that may be read; the first is the one written
 
 
 def is_matrix(name: str) -> bool:
@@ -55,8 +55,8 @@ def tensors_beside(name: str, shape: Shape, kind: WeightFormat) -> Iterator[Besi
     height, width = shape
     module = name.removesuffix(".weight")
     if kind == "mxfp8":
-        dtypes = frozenset({"uint8", "float8_e8m0fnu"})
-        yield Beside(f"{name}_scale_inv", (height, width // _MX_GROUP), dtypes)
+        groups = (height, width // _MX_GROUP)
+        yield Beside(f"{name}_scale_inv", groups, ("uint8", "float8_e8m0fnu"))
     elif kind == "fp8":
         blocks = (_up(height, _FP8_BLOCK), _up(width, _FP8_BLOCK))
         yield Beside(f"{name}_scale_inv", blocks, _FLOATS)
@@ -66,8 +66,8 @@ def tensors_beside(name: str, shape: Shape, kind: WeightFormat) -> Iterator[Besi
     if kind == "int8_static":
         yield Beside(f"{module}.input_scale", (1,), _FLOATS)
         yield Beside(f"{module}.input_offset", (1,), _FLOATS)
-        yield Beside(f"{module}.quant_bias", (height,), frozenset({"int32"}))
-        yield Beside(f"{module}.deq_scale", (height,), frozenset({"float32"}))
+        yield Beside(f"{module}.quant_bias", (height,), ("int32",))
+        yield Beside(f"{module}.deq_scale", (height,), ("float32",))
 
 
 def stored_bytes(shape: Shape, kind: WeightFormat, dtype: str) -> int:

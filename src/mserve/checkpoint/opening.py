@@ -7,7 +7,7 @@ Knows files and names; does not know torch, ranks or how weights are stored in m
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +48,31 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(
         path=folder, spec=spec, tensors=tensors, sampling=read_sampling_defaults(folder)
     )
+
+
+class SpelledTensor(NamedTuple):
+    """A tensor of a file as it is written there."""
+
+    name: str
+    source: TensorSource
+    logical: str | None  # None: of what this engine does not run
+
+
+def spelled_tensors(checkpoint: Checkpoint) -> Iterator[SpelledTensor]:
+    """Every tensor of every file, in the files' order. ``CheckpointError`` where one stands for
+    several of ours."""
+    for file in shard_files(checkpoint.path):
+        for name, source in sorted(read_header(file).items(), key=lambda item: item[1].offset):
+            if is_ignored(name, checkpoint.spec):
+                yield SpelledTensor(name, source, None)
+                continue
+            logical = [of_ours for of_ours, _ in logical_tensors(name, source, checkpoint.spec)]
+            if len(logical) > 1:
+                raise CheckpointError(
+                    f"{file}: {name} stacks {len(logical)} tensors, as transformers saves them",
+                    hint="use the checkpoint in its published layout",
+                )
+            yield SpelledTensor(name, source, logical[0])
 
 
 class _Found(NamedTuple):
@@ -151,8 +176,8 @@ def _quantization(formats: Mapping[str, WeightFormat]) -> QuantSpec:
     return QuantSpec(most, {name: kind for name, kind in formats.items() if kind != most})
 
 
-def _wrong_dtype(here: _Found, supported: frozenset[str]) -> str:
-    names = " or ".join(sorted(format_name(dtype) for dtype in supported))
+def _wrong_dtype(here: _Found, supported: tuple[str, ...]) -> str:
+    names = " or ".join(format_name(dtype) for dtype in supported)
     found = format_name(here.source.dtype)
     return f"{here.source.file.name}: {here.name} is {found}, supported: {names}"
 

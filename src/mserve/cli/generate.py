@@ -59,6 +59,10 @@ def generate(
     dtype: Annotated[
         Literal["auto", "bfloat16", "float32"], typer.Option(help="auto: the checkpoint's.")
     ] = "auto",
+    quantization: Annotated[
+        Literal["mxfp8", "fp8", "int8"] | None,
+        typer.Option(help="Convert bf16 weights while loading. Default: as the checkpoint is."),
+    ] = None,
     max_model_len: Annotated[
         int | None, typer.Option(min=1, help="Context in tokens. Default: the checkpoint's.")
     ] = None,
@@ -116,6 +120,7 @@ def generate(
                 LLM(
                     str(checkpoint),
                     dtype=dtype,
+                    quantization=quantization,
                     max_model_len=max_model_len,
                     tensor_parallel_size=tensor_parallel_size,
                     enable_expert_parallel=enable_expert_parallel,

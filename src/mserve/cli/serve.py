@@ -102,6 +102,14 @@ def serve(
         Literal["auto", "bfloat16", "float32"],
         _option("--dtype", help="auto: the checkpoint's.", rich_help_panel=_MODEL),
     ] = "auto",
+    quantization: Annotated[
+        Literal["mxfp8", "fp8", "int8"] | None,
+        _option(
+            "--quantization",
+            help="Convert bf16 weights while they are loaded. Default: as the checkpoint is.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], _option("--device", rich_help_panel=_MODEL)
     ] = "auto",
@@ -202,7 +210,11 @@ def serve(
         )
     engine = EngineConfig(
         model=ModelConfig(
-            path=str(checkpoint.resolve()), dtype=dtype, max_model_len=max_model_len, device=device
+            path=str(checkpoint.resolve()),
+            dtype=dtype,
+            quantization=quantization,
+            max_model_len=max_model_len,
+            device=device,
         ),
         cache=CacheConfig(
             memory_utilization=gpu_memory_utilization,
@@ -250,6 +262,8 @@ def serve(
 
 def check_fits(spec: ModelSpec, engine: EngineConfig) -> None:
     """Raise ``SetupError`` for flags that this model cannot have."""
+    from mserve.checkpoint import check_formats, convert_on_load
+
     wanted, ranks = engine.model.max_model_len, engine.parallel.tensor_parallel_size
     if wanted is not None and wanted > spec.max_position_embeddings:
         raise SetupError(
@@ -262,6 +276,9 @@ def check_fits(spec: ModelSpec, engine: EngineConfig) -> None:
             f"--tensor-parallel-size {ranks} does not divide the {spec.num_heads} attention heads",
             hint="choose a divisor",
         )
+    if engine.model.quantization is not None:
+        spec = convert_on_load(spec, engine.model.quantization)
+    check_formats(spec, ranks, expert_parallel=engine.parallel.enable_expert_parallel)
 
 
 def parse_bytes(text: str | None) -> int | None:

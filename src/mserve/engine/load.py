@@ -42,6 +42,12 @@ def spec_to_run(config: EngineConfig, checkpoint: Checkpoint) -> ModelSpec:
     return spec
 
 
+def model_id(config: EngineConfig, checkpoint: Checkpoint) -> str:
+    """What names cached blocks: equal only where equal tokens give equal bytes."""
+    stored = spec_to_run(config, checkpoint).quantization.format
+    return f"{checkpoint.path.resolve()}:{dtype_name(config, checkpoint)}:{stored}"
+
+
 def device_of_rank(config: EngineConfig, rank: int) -> torch.device:
     """Ranks share one CPU, or have a GPU each. ``SetupError`` if there is none for this rank."""
     wanted = config.model.device

@@ -31,7 +31,7 @@ from mserve.core import (
     StepPlan,
     blocks_for,
 )
-from mserve.engine.load import device_of_rank, dtype_name, load_runner, spec_to_run
+from mserve.engine.load import device_of_rank, dtype_name, load_runner, model_id, spec_to_run
 from mserve.engine.loop import Engine, Runner
 from mserve.engine.ranks import (
     RankedRunner,
@@ -234,7 +234,7 @@ def _scheduler(config: EngineConfig, checkpoint: Checkpoint, memory: MemoryPlan)
         BlockLedger(memory.num_blocks),
         max_model_len=memory.max_model_len,
         eos_token_ids=defaults.eos_token_ids or checkpoint.spec.eos_token_ids,
-        model_id=f"{checkpoint.path.resolve()}:{dtype_name(config, checkpoint)}",
+        model_id=model_id(config, checkpoint),
         seed=config.seed,
         enable_prefix_caching=config.cache.enable_prefix_caching,
     )
@@ -248,7 +248,9 @@ def _machine_line(
         where = torch.cuda.get_device_name(device)
     ranks = "1 rank" if size == 1 else f"{size} ranks"
     split = ", experts by id" if config.parallel.enable_expert_parallel and size > 1 else ""
+    dtype, packed = dtype_name(config, checkpoint), spec_to_run(config, checkpoint).quantization
+    weights = dtype if packed.format == "plain" else f"{dtype}, {packed.format} weights"
     return (
-        f"running on {where}: {dtype_name(config, checkpoint)}, {ranks}{split}, "
+        f"running on {where}: {weights}, {ranks}{split}, "
         f"threads per rank {threads}, torch {torch.__version__}"
     )
