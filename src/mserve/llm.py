@@ -20,6 +20,7 @@ import msgspec
 
 from mserve.core import (
     CacheConfig,
+    CacheDtype,
     EngineConfig,
     EngineError,
     FinishReason,
@@ -74,6 +75,8 @@ class LLM:
         enable_prefix_caching: bool = True,
         memory_utilization: float = 0.9,
         kv_cache_memory_bytes: int | None = None,
+        kv_cache_dtype: CacheDtype = "auto",
+        index_cache_dtype: CacheDtype = "auto",
         seed: int = 0,
         num_threads: int | None = None,
         report: Callable[[Loading], None] = lambda loading: None,
@@ -92,6 +95,8 @@ class LLM:
                 memory_utilization=memory_utilization,
                 kv_cache_memory_bytes=kv_cache_memory_bytes,
                 enable_prefix_caching=enable_prefix_caching,
+                kv_cache_dtype=kv_cache_dtype,
+                index_cache_dtype=index_cache_dtype,
             ),
             scheduler=SchedulerConfig(
                 max_num_seqs=max_num_seqs,

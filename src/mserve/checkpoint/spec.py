@@ -6,7 +6,7 @@ already resolved. Knows shapes; does not know tensors, files or how anything is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -97,18 +97,28 @@ def heads_on_rank(num_heads: int, ranks: int) -> int:
     return max(1, num_heads // ranks)
 
 
-def kv_layout(spec: ModelSpec, *, ranks: int = 1, dtype: str) -> KVLayout:
-    """Planes of one block on one of ``ranks`` tensor-parallel ranks.
+def kv_layout(
+    spec: ModelSpec, *, ranks: int = 1, dtype: str, index_dtype: str | None = None
+) -> KVLayout:
+    """Planes of one block on one of ``ranks`` tensor-parallel ranks: keys and values of ``dtype``,
+    index keys of ``index_dtype``, by default the same.
 
     K and V are split by KV head; the single index key head is on every rank, since every
     group's selection reads it.
     """
     kv_heads = heads_on_rank(spec.num_kv_heads, ranks)
-    planes = []
+    planes: list[Plane] = []
     for number, layer in enumerate(spec.layers):
-        planes.append(Plane(number, "key", kv_heads, spec.head_dim, dtype))
-        planes.append(Plane(number, "value", kv_heads, spec.head_dim, dtype))
+        for kind in ("key", "value"):
+            planes += _planes(number, kind, kv_heads, spec.head_dim, dtype)
         if layer.attention == "sparse":
             assert spec.index is not None
-            planes.append(Plane(number, "index_key", 1, spec.index.head_dim, dtype))
+            index_width, index_type = spec.index.head_dim, index_dtype or dtype
+            planes += _planes(number, "index_key", 1, index_width, index_type)
     return KVLayout(tuple(planes))
+
+
+def _planes(layer: int, kind: str, heads: int, width: int, dtype: str) -> Iterator[Plane]:
+    yield Plane(layer, kind, heads, width, dtype)
+    if dtype == "int8":
+        yield Plane(layer, f"{kind}_scale", heads, 1, "float32")

@@ -83,6 +83,13 @@ def generate(
             help="Share of the memory to use, weights included.",
         ),
     ] = 0.9,
+    kv_cache_dtype: Annotated[
+        Literal["auto", "bfloat16", "fp8", "int8"], typer.Option(help="auto: the model's.")
+    ] = "auto",
+    index_cache_dtype: Annotated[
+        Literal["auto", "bfloat16", "fp8", "int8"],
+        typer.Option(help="Of M3's index keys. auto: the model's."),
+    ] = "auto",
     kv_cache_memory_bytes: Annotated[
         str | None, typer.Option(help="For KV blocks alone; 4G and the like.")
     ] = None,
@@ -126,6 +133,8 @@ def generate(
                     enable_expert_parallel=enable_expert_parallel,
                     memory_utilization=gpu_memory_utilization,
                     kv_cache_memory_bytes=block_bytes,
+                    kv_cache_dtype=kv_cache_dtype,
+                    index_cache_dtype=index_cache_dtype,
                     report=report,
                 )
             )

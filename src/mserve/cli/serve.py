@@ -155,6 +155,18 @@ def serve(
             rich_help_panel=_MEMORY,
         ),
     ] = None,
+    kv_cache_dtype: Annotated[
+        Literal["auto", "bfloat16", "fp8", "int8"],
+        _option("--kv-cache-dtype", help="auto: the model's.", rich_help_panel=_MEMORY),
+    ] = "auto",
+    index_cache_dtype: Annotated[
+        Literal["auto", "bfloat16", "fp8", "int8"],
+        _option(
+            "--index-cache-dtype",
+            help="Of M3's index keys. auto: the model's.",
+            rich_help_panel=_MEMORY,
+        ),
+    ] = "auto",
     enable_prefix_caching: Annotated[
         bool,
         _option(
@@ -220,6 +232,8 @@ def serve(
             memory_utilization=gpu_memory_utilization,
             kv_cache_memory_bytes=parse_bytes(kv_cache_memory_bytes),
             enable_prefix_caching=enable_prefix_caching,
+            kv_cache_dtype=kv_cache_dtype,
+            index_cache_dtype=index_cache_dtype,
         ),
         scheduler=SchedulerConfig(
             max_num_seqs=max_num_seqs,
@@ -262,6 +276,7 @@ def serve(
 
 def check_fits(spec: ModelSpec, engine: EngineConfig) -> None:
     """Raise ``SetupError`` for flags that this model cannot have."""
+    from mserve.capacity import cache_layout
     from mserve.checkpoint import check_formats, convert_on_load
 
     wanted, ranks = engine.model.max_model_len, engine.parallel.tensor_parallel_size
@@ -278,6 +293,7 @@ def check_fits(spec: ModelSpec, engine: EngineConfig) -> None:
         )
     if engine.model.quantization is not None:
         spec = convert_on_load(spec, engine.model.quantization)
+    cache_layout(spec, engine, ranks)
     check_formats(spec, ranks, expert_parallel=engine.parallel.enable_expert_parallel)
 
 

@@ -22,12 +22,18 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+CacheDtype = Literal["auto", "bfloat16", "fp8", "int8"]
+"""auto: the model's. fp8 is e4m3 without scales, int8 has one per token and head."""
+
+
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
     """KV blocks."""
 
     memory_utilization: float = 0.9  # of the memory this process may use, weights included
     kv_cache_memory_bytes: int | None = None  # overrides the above for the blocks alone
     enable_prefix_caching: bool = True
+    kv_cache_dtype: CacheDtype = "auto"  # of keys and values
+    index_cache_dtype: CacheDtype = "auto"  # of index keys, whose rounding changes what is chosen
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):

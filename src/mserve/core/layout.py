@@ -3,6 +3,8 @@
     block  │ layer 0: key, value │ layer 1: key, value │ layer 3: key, value, index_key │ ...
     plane  │ [heads, BLOCK_TOKENS, width] of one dtype, contiguous
 
+An int8 plane has one of factors beside it, fp32 of width 1.
+
 One block is one contiguous run of bytes, so copying a block to host, disk or a peer is one copy
 whatever the model. Knows sizes and offsets; does not know tensors or devices.
 """
@@ -31,7 +33,7 @@ class Plane(msgspec.Struct, frozen=True):
     """One cached quantity of one layer on this rank: ``heads`` x BLOCK_TOKENS x ``width``."""
 
     layer: int
-    kind: str  # "key", "value" or "index_key"
+    kind: str  # "key", "value" or "index_key"; with "_scale", the factors of one of these
     heads: int
     width: int
     dtype: str

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import torch
 
+from mserve.capacity import cache_layout
 from mserve.checkpoint import (
     Checkpoint,
     ModelSpec,
     check_formats,
     convert_on_load,
-    kv_layout,
 )
 from mserve.core import EngineConfig, SetupError
 from mserve.layers import KVCache
@@ -44,8 +44,9 @@ def spec_to_run(config: EngineConfig, checkpoint: Checkpoint) -> ModelSpec:
 
 def model_id(config: EngineConfig, checkpoint: Checkpoint) -> str:
     """What names cached blocks: equal only where equal tokens give equal bytes."""
-    stored = spec_to_run(config, checkpoint).quantization.format
-    return f"{checkpoint.path.resolve()}:{dtype_name(config, checkpoint)}:{stored}"
+    stored, cache = spec_to_run(config, checkpoint).quantization.format, config.cache
+    what = (dtype_name(config, checkpoint), stored, cache.kv_cache_dtype, cache.index_cache_dtype)
+    return ":".join((str(checkpoint.path.resolve()), *what))
 
 
 def device_of_rank(config: EngineConfig, rank: int) -> torch.device:
@@ -78,7 +79,7 @@ def load_runner(
     spec, dtype = spec_to_run(config, checkpoint), dtype_name(config, checkpoint)
     model = build_model(spec, groups, getattr(torch, dtype), device)
     load(checkpoint, model.pieces(), progress)
-    layout = kv_layout(spec, ranks=groups.tensor.size, dtype=dtype)
+    layout = cache_layout(spec, config, groups.tensor.size)
     return Runner(
         model,
         KVCache(layout, num_blocks, device),

@@ -5,6 +5,7 @@ Each file holds the reference in torch; ``native`` holds the CPU's C++ with the 
 """
 
 from mserve.kernels.activation import GatedActivation, silu_gated, swiglu_oai
+from mserve.kernels.cache_plane import CachePlane, ScaledPlane
 from mserve.kernels.choose import (
     KernelChoice,
     choose_kernels,
@@ -32,8 +33,10 @@ from mserve.kernels.write_kv import write_kv
 __all__ = [
     "FP8_BLOCK",
     "MXFP8_GROUP",
+    "CachePlane",
     "GatedActivation",
     "KernelChoice",
+    "ScaledPlane",
     "choose_kernels",
     "dequantize_fp8_block",
     "dequantize_mxfp8",

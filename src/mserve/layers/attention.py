@@ -13,7 +13,13 @@ import torch
 
 from mserve.checkpoint.spec import IndexSpec, ModelSpec
 from mserve.core import BLOCK_TOKENS
-from mserve.kernels import paged_attention, select_blocks, sparse_attention, write_kv
+from mserve.kernels import (
+    CachePlane,
+    paged_attention,
+    select_blocks,
+    sparse_attention,
+    write_kv,
+)
 from mserve.layers.batch import Batch, SpanGroup
 from mserve.layers.kv_cache import KVCache
 from mserve.layers.norm import Angles, PerHeadNorm, QueryKeyNorm
@@ -124,7 +130,7 @@ class BlockIndex:
         return group.max_context <= self.spec.topk_blocks * BLOCK_TOKENS
 
     def select(
-        self, index_query: torch.Tensor, index_plane: torch.Tensor, group: SpanGroup
+        self, index_query: torch.Tensor, index_plane: CachePlane, group: SpanGroup
     ) -> torch.Tensor:
         """Logical block numbers [S, L, G, K] for the tokens of ``group``."""
         return select_blocks(
