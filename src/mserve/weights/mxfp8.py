@@ -76,8 +76,9 @@ def quantize_mxfp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     groups = rows.unflatten(-1, (-1, MXFP8_GROUP))
     largest = groups.abs().amax(-1)
-    # largest / 448 = fraction * 2^exponent with the fraction in [0.5, 1): its exact ceil(log2).
-    fraction, exponent = torch.frexp(largest / _LARGEST)
+    # largest / 448 = fraction * 2^exponent with the fraction in [0.5, 1): its exact ceil(log2). In
+    # fp64, where the quotient of the smallest fp32 is not zero.
+    fraction, exponent = torch.frexp(largest.double() / _LARGEST)
     exponent = exponent - (fraction == 0.5).int()
     scale = (exponent + _BIAS).clamp(0, _LARGEST_SCALE)
     scale = torch.where(largest == 0, 0, scale)
