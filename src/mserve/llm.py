@@ -20,6 +20,7 @@ import msgspec
 
 from mserve.core import (
     CacheConfig,
+    CacheDtype,
     EngineConfig,
     EngineError,
     FinishReason,
@@ -64,6 +65,7 @@ class LLM:
         model: str,
         *,
         dtype: Literal["auto", "bfloat16", "float32"] = "auto",
+        quantization: Literal["mxfp8", "fp8", "int8"] | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         max_model_len: int | None = None,
         tensor_parallel_size: int = 1,
@@ -73,6 +75,8 @@ class LLM:
         enable_prefix_caching: bool = True,
         memory_utilization: float = 0.9,
         kv_cache_memory_bytes: int | None = None,
+        kv_cache_dtype: CacheDtype = "auto",
+        index_cache_dtype: CacheDtype = "auto",
         seed: int = 0,
         num_threads: int | None = None,
         report: Callable[[Loading], None] = lambda loading: None,
@@ -80,11 +84,19 @@ class LLM:
         """Load ``model``, a checkpoint folder. The settings are those of ``core.EngineConfig``;
         ``report`` hears of the progress. ``SetupError`` says what cannot work and why."""
         config = EngineConfig(
-            model=ModelConfig(path=model, dtype=dtype, max_model_len=max_model_len, device=device),
+            model=ModelConfig(
+                path=model,
+                dtype=dtype,
+                quantization=quantization,
+                max_model_len=max_model_len,
+                device=device,
+            ),
             cache=CacheConfig(
                 memory_utilization=memory_utilization,
                 kv_cache_memory_bytes=kv_cache_memory_bytes,
                 enable_prefix_caching=enable_prefix_caching,
+                kv_cache_dtype=kv_cache_dtype,
+                index_cache_dtype=index_cache_dtype,
             ),
             scheduler=SchedulerConfig(
                 max_num_seqs=max_num_seqs,

@@ -9,17 +9,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mserve.capacity import MemoryPlan, max_model_len, plan_memory, render, weight_bytes
+from mserve.capacity import (
+    MemoryPlan,
+    cache_layout,
+    max_model_len,
+    plan_memory,
+    render,
+    weight_bytes,
+)
 from mserve.checkpoint import (
     ActivationSpec,
     IndexSpec,
     LayerSpec,
     ModelSpec,
     MoeSpec,
+    QuantSpec,
+    WeightFormat,
     check_ranks,
 )
 from mserve.core import (
     CacheConfig,
+    CacheDtype,
     CapacityError,
     EngineConfig,
     ModelConfig,
@@ -120,6 +130,86 @@ def test_weights_per_rank(ranks: int, gigabytes: float) -> None:
     """Published rows count the router in bf16: ours is 0.09 GB more."""
     total = sum(weight_bytes(M3, ranks=ranks, dtype="bfloat16").values()) / 1e9
     assert total == pytest.approx(gigabytes + 0.09, abs=0.1)
+
+
+def packed(spec: ModelSpec, kind: WeightFormat) -> ModelSpec:
+    return msgspec.structs.replace(spec, quantization=QuantSpec(kind))
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "ranks", "by_id", "gigabytes"),
+    [
+        (M3, "mxfp8", 2, False, 221.0),
+        (M3, "mxfp8", 4, False, 110.6),
+        (M3, "mxfp8", 8, False, 55.4),
+        (M3, "mxfp8", 16, False, 27.9),
+        (M2, "fp8", 2, False, 115.1),
+        (M2, "fp8", 4, False, 57.6),
+        (M2, "fp8", 8, True, 28.8),
+    ],
+)
+def test_packed_weights_per_rank(
+    spec: ModelSpec, kind: WeightFormat, ranks: int, by_id: bool, gigabytes: float
+) -> None:
+    """Published rows count the router in bf16: ours is 0.09 GB more for M3, 0.10 for M2."""
+    parts = weight_bytes(packed(spec, kind), ranks=ranks, dtype="bfloat16", expert_parallel=by_id)
+    assert sum(parts.values()) / 1e9 == pytest.approx(gigabytes + 0.095, abs=0.1)
+
+
+@pytest.mark.parametrize(("spec", "kind", "gigabytes"), [(M3, "mxfp8", 443.7), (M2, "fp8", 230.1)])
+def test_a_packed_checkpoint_has_its_published_size(
+    spec: ModelSpec, kind: WeightFormat, gigabytes: float
+) -> None:
+    """M3's files hold 1.73 GB of vision in bf16 beside the text model."""
+    vision = 1.73 if spec is M3 else 0.0
+    total = sum(weight_bytes(packed(spec, kind), ranks=1, dtype="bfloat16").values()) / 1e9
+    assert total + vision == pytest.approx(gigabytes, abs=0.2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["plain", "mxfp8", "fp8", "int8"])
+def test_experts_take_the_same_whether_split_by_width_or_by_id(
+    kind: WeightFormat, ranks: int
+) -> None:
+    """But for int8, whose factors are of rows: w2's are on every rank that holds some columns."""
+    by_width, by_id = (
+        weight_bytes(packed(M3, kind), ranks=ranks, dtype="bfloat16", expert_parallel=how)
+        for how in (False, True)
+    )
+    copied = 57 * 128 * 6144 * 4 * (ranks - 1) // ranks if kind == "int8" else 0
+    assert by_width.pop("routed experts") - by_id.pop("routed experts") == copied
+    assert by_width == by_id
+
+
+@pytest.mark.parametrize(
+    ("spec", "ranks", "kv", "index", "token_bytes"),
+    [
+        (M3, 1, "auto", "auto", 137_472),
+        (M3, 4, "auto", "auto", 45_312),
+        (M3, 1, "fp8", "auto", 76_032),
+        (M3, 2, "fp8", "auto", 45_312),
+        (M3, 8, "fp8", "bfloat16", 29_952),
+        (M3, 1, "fp8", "fp8", 68_736),
+        (M3, 8, "fp8", "fp8", 22_656),
+        (M2, 1, "auto", "auto", 253_952),
+        (M2, 8, "bfloat16", "auto", 31_744),
+        (M2, 1, "int8", "auto", 126_976 + 62 * 2 * 8 * 4),  # a factor per token and head
+    ],
+)
+def test_cache_bytes_per_token(
+    spec: ModelSpec, ranks: int, kv: CacheDtype, index: CacheDtype, token_bytes: int
+) -> None:
+    cache = CacheConfig(kv_cache_dtype=kv, index_cache_dtype=index)
+    config = EngineConfig(model=ModelConfig(path="checkpoint"), cache=cache)
+    assert cache_layout(spec, config, ranks).block_bytes == 128 * token_bytes
+
+
+def test_a_type_of_index_keys_for_a_model_that_has_none_is_refused() -> None:
+    cache = CacheConfig(index_cache_dtype="fp8")
+    config = EngineConfig(model=ModelConfig(path="checkpoint"), cache=cache)
+    cache_layout(M3, config, 1)
+    with pytest.raises(CapacityError, match="no index keys"):
+        cache_layout(M2, config, 1)
 
 
 def test_bf16_m3_is_tight_on_eight_gpus_of_141_gb_and_impossible_on_80() -> None:

@@ -284,7 +284,7 @@ SPARSE = "text_config.sparse_attention_config."
         (M3, "text_config.n_shared_experts", 2),
         (M3, "text_config.partial_rotary_factor", 0.25),
         (M3, "text_config.qk_norm_type", "per_layer"),
-        (M3, "text_config.quantization_config", {"quant_method": "mxfp8"}),
+        (M3, "text_config.quantization_config", {"quant_method": "mxfp4"}),
         (M3, "text_config.use_gemma_norm", False),
         (M3, "text_config.moe_layer_freq", [1]),
         (M3, "tie_word_embeddings", True),

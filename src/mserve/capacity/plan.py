@@ -16,7 +16,7 @@ from mserve.capacity.activations import activation_bytes, logits_bytes
 from mserve.capacity.units import human_bytes
 from mserve.capacity.weights import weight_bytes
 from mserve.checkpoint import ModelSpec, check_ranks, kv_layout
-from mserve.core import BLOCK_TOKENS, CapacityError, EngineConfig, blocks_for
+from mserve.core import BLOCK_TOKENS, CapacityError, EngineConfig, KVLayout, blocks_for
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,8 +71,9 @@ def plan_memory(
     check_ranks(spec, engine_config.parallel)
     dtype = engine_config.model.dtype
     dtype = spec.dtype if dtype == "auto" else dtype
-    layout = kv_layout(spec, ranks=ranks, dtype=dtype)
-    weights = weight_bytes(spec, ranks=ranks, dtype=dtype)
+    layout = cache_layout(spec, engine_config, ranks)
+    by_id = engine_config.parallel.enable_expert_parallel and ranks > 1
+    weights = weight_bytes(spec, ranks=ranks, dtype=dtype, expert_parallel=by_id)
     step_tokens = scheduler.max_num_batched_tokens
     activations = activation_bytes(spec, num_tokens=step_tokens, ranks=ranks, dtype=dtype)
     rows = min(scheduler.max_num_seqs, step_tokens)
@@ -100,6 +101,29 @@ def plan_memory(
     )
     _refuse_what_does_not_fit(plan, engine_config, fixed)
     return plan
+
+
+def cache_layout(spec: ModelSpec, engine_config: EngineConfig, ranks: int) -> KVLayout:
+    """What a block holds on one of ``ranks``. ``CapacityError`` for a type of planes that the
+    model does not have."""
+    cache, model_dtype = engine_config.cache, engine_config.model.dtype
+    if spec.index is None and cache.index_cache_dtype != "auto":
+        raise CapacityError(
+            f"index_cache_dtype is {cache.index_cache_dtype}, and this model has no index keys",
+            hint="leave --index-cache-dtype out",
+        )
+    stored = {
+        "auto": spec.dtype if model_dtype == "auto" else model_dtype,
+        "bfloat16": "bfloat16",
+        "fp8": "float8_e4m3fn",
+        "int8": "int8",
+    }
+    return kv_layout(
+        spec,
+        ranks=ranks,
+        dtype=stored[cache.kv_cache_dtype],
+        index_dtype=stored[cache.index_cache_dtype],
+    )
 
 
 def max_model_len(spec: ModelSpec, engine_config: EngineConfig) -> int:

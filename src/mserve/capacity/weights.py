@@ -9,21 +9,49 @@ from __future__ import annotations
 
 from math import prod
 
-from mserve.checkpoint import ModelSpec, expected_tensors, heads_on_rank
+from mserve.checkpoint import (
+    ModelSpec,
+    expected_tensors,
+    is_expert,
+    is_matrix,
+    shape_on_rank,
+    stored_bytes,
+)
 from mserve.core import DTYPE_BYTES
 
-_FP32_BYTES = DTYPE_BYTES["float32"]
+Shape = tuple[int, ...]
 
 
-def weight_bytes(spec: ModelSpec, *, ranks: int, dtype: str) -> dict[str, int]:
+def weight_bytes(
+    spec: ModelSpec, *, ranks: int, dtype: str, expert_parallel: bool = False
+) -> dict[str, int]:
     """Bytes by part on one of ``ranks``, in the order of a forward pass. Parts of no bytes are
-    left out."""
+    left out. ``dtype`` is that of what is not quantized."""
     totals = dict.fromkeys(_PARTS, 0)
     for name, shape in expected_tensors(spec).items():
-        part = _part(name)
-        item_bytes = _FP32_BYTES if part in ("router", "norms") else DTYPE_BYTES[dtype]
-        totals[part] += _elements_on_rank(name, shape, spec, ranks) * item_bytes
+        if is_matrix(name):
+            kind = spec.quantization.format_of(name)
+            if not (expert_parallel and is_expert(name)):
+                shape = shape_on_rank(name, shape, spec, ranks)
+            elif _expert_number(name) >= spec.moe.num_experts // ranks:
+                continue  # whole, on another rank
+            num_bytes = stored_bytes(shape, kind, dtype)
+        else:
+            num_bytes = _other_bytes(name, shape, ranks, dtype)
+        totals[_part(name)] += num_bytes
     return {part: total for part, total in totals.items() if total}
+
+
+def _expert_number(name: str) -> int:
+    path = name.split(".")
+    return int(path[path.index("experts") + 1])
+
+
+def _other_bytes(name: str, shape: Shape, ranks: int, dtype: str) -> int:
+    part = _part(name)
+    if part in ("embedding", "head"):
+        return -(-shape[0] // ranks) * shape[1] * DTYPE_BYTES[dtype]
+    return prod(shape) * DTYPE_BYTES["float32"]
 
 
 _PARTS = (
@@ -56,14 +84,3 @@ def _part(name: str) -> str:
     if "mlp" in components:
         return "dense MLPs"
     return "index branch" if components[-2].startswith("index_") else "attention"
-
-
-def _elements_on_rank(name: str, shape: tuple[int, ...], spec: ModelSpec, ranks: int) -> int:
-    part, layer_part = _part(name), name.split(".")[-2]
-    if part in ("embedding", "head"):
-        return -(-shape[0] // ranks) * shape[1]
-    if part in ("norms", "router") or layer_part == "index_k_proj":
-        return prod(shape)
-    if layer_part in ("k_proj", "v_proj", "index_q_proj"):
-        return prod(shape) * heads_on_rank(spec.num_kv_heads, ranks) // spec.num_kv_heads
-    return prod(shape) // ranks

@@ -14,6 +14,11 @@ import msgspec
 from mserve.checkpoint.keys import Keys, read_json
 from mserve.checkpoint.minimax_m2 import read_minimax_m2
 from mserve.checkpoint.minimax_m3 import read_minimax_m3
+from mserve.checkpoint.quantization import (
+    DESCRIPTION_FILE,
+    read_description,
+    read_quantization,
+)
 from mserve.checkpoint.spec import ModelSpec
 from mserve.core import CheckpointError, RequestError, SamplingParams
 
@@ -44,6 +49,9 @@ def read_spec(path: str | Path) -> ModelSpec:
             hint="give the folder of a downloaded checkpoint; mserve downloads nothing",
         )
     spec = _spec(read_json(folder / CONFIG_FILE))
+    description = folder / DESCRIPTION_FILE
+    if description.is_file():
+        spec = msgspec.structs.replace(spec, quantization=read_description(description, spec))
     eos = _generation(folder).token_ids("eos_token_id", spec.vocab_size)
     return msgspec.structs.replace(spec, eos_token_ids=eos) if eos else spec
 
@@ -76,11 +84,12 @@ def read_sampling_defaults(path: str | Path) -> SamplingParams:
 
 
 def _spec(config: Keys) -> ModelSpec:
+    spec = _reader(config)(config)
     for part in (config, config.section("text_config")):
-        if part is not None and "quantization_config" in part:
-            hint = "quantized checkpoints are not served yet; use the bf16 release"
-            part.refuse("quantization_config", "null", hint=hint)
-    return _reader(config)(config)
+        section = None if part is None else part.section("quantization_config")
+        if section is not None:
+            return msgspec.structs.replace(spec, quantization=read_quantization(section, spec))
+    return spec
 
 
 def _reader(config: Keys) -> Callable[[Keys], ModelSpec]:

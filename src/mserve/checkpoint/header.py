@@ -17,7 +17,16 @@ import msgspec
 from mserve.core import DTYPE_BYTES, CheckpointError
 
 # Other precisions keep the name the file gives them: they are an error only for tensors we need.
-_DTYPES = {"BF16": "bfloat16", "F32": "float32"}
+_DTYPES = {
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "I8": "int8",
+    "U8": "uint8",
+    "I32": "int32",
+}
+_FORMAT_NAMES = {name: spelled for spelled, name in _DTYPES.items()}
 _MAX_HEADER_BYTES = 256 << 20
 _DOWNLOAD_AGAIN = "download the file again"
 
@@ -53,6 +62,11 @@ class _Entry(msgspec.Struct, frozen=True):
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
+
+
+def format_name(dtype: str) -> str:
+    """How the file format spells ``dtype``; one that we do not know already is so spelled."""
+    return _FORMAT_NAMES.get(dtype, dtype)
 
 
 def read_header(file: Path) -> dict[str, TensorSource]:

@@ -8,7 +8,7 @@ key, value found and value supported. Knows JSON values; does not know what a ke
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -31,6 +31,10 @@ class Keys:
 
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        """Every key, in the file's order."""
+        return iter(self._values)
 
     def integer(self, key: str, default: int | None = None, *, at_least: int = 1) -> int:
         """An integer of at least ``at_least``; required when there is no default."""
@@ -70,6 +74,20 @@ class Keys:
             if word not in supported:
                 self.refuse(key, " or ".join(map(json.dumps, supported)), found=word)
         return tuple(supported[word] for word in value)
+
+    def word(self, key: str) -> str:
+        """One word, whatever it says."""
+        value = self._value(key, None)
+        if not isinstance(value, str):
+            self.refuse(key, "a word")
+        return value
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        """A list of words of any number."""
+        value = self._value(key, None)
+        if not _is_list(value, str) or isinstance(value, str):
+            self.refuse(key, "a list of names")
+        return tuple(value)
 
     def words(self, key: str) -> dict[str, str]:
         """An object whose values are all words."""

@@ -22,6 +22,9 @@ Shape = tuple[int, ...]
 _Path = tuple[str, ...]
 
 _OTHER_TOWERS = frozenset({"vision_tower", "multi_modal_projector", "patch_merge_mlp"})
+_CACHE_SCALES = frozenset(
+    f"{side}_cache_{what}" for side in ("k", "v", "kv") for what in ("scale", "offset")
+)
 _INDEXER = {"q_proj", "k_proj", "q_norm", "k_norm"}
 
 
@@ -86,9 +89,11 @@ def _moe(spec: ModelSpec) -> Iterator[tuple[str, Shape]]:
 
 
 def is_ignored(name: str, spec: ModelSpec) -> bool:
-    """Whether ``name`` belongs to what this engine does not run: vision, projector, draft
-    layers."""
+    """Whether ``name`` belongs to what this engine does not run: vision, projector, draft layers,
+    and one vendor's factors for a cache of its own."""
     path = _without_prefix(tuple(name.split(".")))
+    if path[-1] in _CACHE_SCALES:
+        return True
     if spec.family == "m3" and (path[0] in _OTHER_TOWERS or "mtp" in path[:3]):
         return True
     if path[0] == "model" and len(path) > 1 and path[1] in _OTHER_TOWERS:
@@ -137,6 +142,11 @@ def _unstacked(rest: _Path, source: TensorSource) -> Iterator[tuple[_Path, Tenso
         yield (*rest[:-2], "up_proj", "weight"), source.rows(half, 2 * half)
     else:
         yield rest, source
+
+
+def without_prefix(name: str) -> str:
+    """``name`` without what a writer puts before the text model's names."""
+    return ".".join(_without_prefix(tuple(name.split("."))))
 
 
 def _without_prefix(path: _Path) -> _Path:

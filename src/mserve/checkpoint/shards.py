@@ -13,12 +13,19 @@ from mserve.core import CheckpointError
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
+# quant_model_weight_w8a8.safetensors, quant_model_weights-00001-of-00017.safetensors, ...
+_MODELSLIM_INDEX = "quant_model_weight*.safetensors.index.json"
+_MODELSLIM_FILES = "quant_model_weight*.safetensors"
+
 
 def shard_files(folder: Path) -> list[Path]:
     """Existing shard files in name order; ``CheckpointError`` for one that is named but absent."""
     index, single = folder / INDEX_FILE, folder / SINGLE_FILE
     if not index.is_file():
+        index = next(iter(sorted(folder.glob(_MODELSLIM_INDEX))), index)
+    if not index.is_file():
         files = [single] if single.is_file() else sorted(folder.glob("model-*.safetensors"))
+        files = files or sorted(folder.glob(_MODELSLIM_FILES))
         if not files:
             raise CheckpointError(
                 f"{folder}: no weights: neither {INDEX_FILE} nor {SINGLE_FILE} is there",

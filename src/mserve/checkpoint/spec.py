@@ -6,6 +6,7 @@ already resolved. Knows shapes; does not know tensors, files or how anything is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -46,6 +47,24 @@ class ActivationSpec(msgspec.Struct, frozen=True, kw_only=True):
     beta: float = 0.0
 
 
+WeightFormat = Literal["plain", "mxfp8", "fp8", "int8", "int8_static"]
+"""``fp8`` has blocks of 128 x 128; ``int8`` quantizes activations per token, ``int8_static`` by
+factors of the file."""
+
+
+class QuantSpec(msgspec.Struct, frozen=True):
+    """How the matrices of attention, MLPs and experts are stored in memory. All other tensors
+    (embedding, head, router, norms) are never quantized."""
+
+    format: WeightFormat = "plain"
+    exceptions: Mapping[str, WeightFormat] = {}  # logical names of those stored otherwise
+    on_load: bool = False  # the file holds plain values, which are converted while they are loaded
+
+    def format_of(self, name: str) -> WeightFormat:
+        """Format of the matrix with the logical name ``name``."""
+        return self.exceptions.get(name, self.format)
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A MiniMax text model."""
 
@@ -68,6 +87,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Literal["bfloat16", "float32"]  # of the checkpoint's linears
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    quantization: QuantSpec = QuantSpec()
     num_mtp_layers: int = 0  # draft layers a file may hold after the last one; never loaded
 
 
@@ -104,18 +124,28 @@ def check_ranks(spec: ModelSpec, parallel: ParallelConfig) -> None:
         )
 
 
-def kv_layout(spec: ModelSpec, *, ranks: int = 1, dtype: str) -> KVLayout:
-    """Planes of one block on one of ``ranks`` tensor-parallel ranks.
+def kv_layout(
+    spec: ModelSpec, *, ranks: int = 1, dtype: str, index_dtype: str | None = None
+) -> KVLayout:
+    """Planes of one block on one of ``ranks`` tensor-parallel ranks: keys and values of ``dtype``,
+    index keys of ``index_dtype``, by default the same.
 
     K and V are split by KV head; the single index key head is on every rank, since every
     group's selection reads it.
     """
     kv_heads = heads_on_rank(spec.num_kv_heads, ranks)
-    planes = []
+    planes: list[Plane] = []
     for number, layer in enumerate(spec.layers):
-        planes.append(Plane(number, "key", kv_heads, spec.head_dim, dtype))
-        planes.append(Plane(number, "value", kv_heads, spec.head_dim, dtype))
+        for kind in ("key", "value"):
+            planes += _planes(number, kind, kv_heads, spec.head_dim, dtype)
         if layer.attention == "sparse":
             assert spec.index is not None
-            planes.append(Plane(number, "index_key", 1, spec.index.head_dim, dtype))
+            index_width, index_type = spec.index.head_dim, index_dtype or dtype
+            planes += _planes(number, "index_key", 1, index_width, index_type)
     return KVLayout(tuple(planes))
+
+
+def _planes(layer: int, kind: str, heads: int, width: int, dtype: str) -> Iterator[Plane]:
+    yield Plane(layer, kind, heads, width, dtype)
+    if dtype == "int8":
+        yield Plane(layer, f"{kind}_scale", heads, 1, "float32")

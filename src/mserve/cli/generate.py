@@ -59,6 +59,10 @@ def generate(
     dtype: Annotated[
         Literal["auto", "bfloat16", "float32"], typer.Option(help="auto: the checkpoint's.")
     ] = "auto",
+    quantization: Annotated[
+        Literal["mxfp8", "fp8", "int8"] | None,
+        typer.Option(help="Convert bf16 weights while loading. Default: as the checkpoint is."),
+    ] = None,
     max_model_len: Annotated[
         int | None, typer.Option(min=1, help="Context in tokens. Default: the checkpoint's.")
     ] = None,
@@ -79,6 +83,13 @@ def generate(
             help="Share of the memory to use, weights included.",
         ),
     ] = 0.9,
+    kv_cache_dtype: Annotated[
+        Literal["auto", "bfloat16", "fp8", "int8"], typer.Option(help="auto: the model's.")
+    ] = "auto",
+    index_cache_dtype: Annotated[
+        Literal["auto", "bfloat16", "fp8", "int8"],
+        typer.Option(help="Of M3's index keys. auto: the model's."),
+    ] = "auto",
     kv_cache_memory_bytes: Annotated[
         str | None, typer.Option(help="For KV blocks alone; 4G and the like.")
     ] = None,
@@ -116,11 +127,14 @@ def generate(
                 LLM(
                     str(checkpoint),
                     dtype=dtype,
+                    quantization=quantization,
                     max_model_len=max_model_len,
                     tensor_parallel_size=tensor_parallel_size,
                     enable_expert_parallel=enable_expert_parallel,
                     memory_utilization=gpu_memory_utilization,
                     kv_cache_memory_bytes=block_bytes,
+                    kv_cache_dtype=kv_cache_dtype,
+                    index_cache_dtype=index_cache_dtype,
                     report=report,
                 )
             )

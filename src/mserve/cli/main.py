@@ -20,6 +20,7 @@ import mserve
 from mserve.cli.chat import chat
 from mserve.cli.doctor import doctor
 from mserve.cli.generate import generate
+from mserve.cli.quantize import quantize
 from mserve.cli.serve import serve
 from mserve.cli.toy import toy
 from mserve.core import MserveError, OverloadedError, RequestError, SetupError
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve, chat, generate, toy, doctor):
+for command in (serve, chat, generate, toy, quantize, doctor):
     app.command(no_args_is_help=False)(command)
 
 

@@ -103,6 +103,14 @@ def serve(
         Literal["auto", "bfloat16", "float32"],
         _option("--dtype", help="auto: the checkpoint's.", rich_help_panel=_MODEL),
     ] = "auto",
+    quantization: Annotated[
+        Literal["mxfp8", "fp8", "int8"] | None,
+        _option(
+            "--quantization",
+            help="Convert bf16 weights while they are loaded. Default: as the checkpoint is.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], _option("--device", rich_help_panel=_MODEL)
     ] = "auto",
@@ -148,6 +156,18 @@ def serve(
             rich_help_panel=_MEMORY,
         ),
     ] = None,
+    kv_cache_dtype: Annotated[
+        Literal["auto", "bfloat16", "fp8", "int8"],
+        _option("--kv-cache-dtype", help="auto: the model's.", rich_help_panel=_MEMORY),
+    ] = "auto",
+    index_cache_dtype: Annotated[
+        Literal["auto", "bfloat16", "fp8", "int8"],
+        _option(
+            "--index-cache-dtype",
+            help="Of M3's index keys. auto: the model's.",
+            rich_help_panel=_MEMORY,
+        ),
+    ] = "auto",
     enable_prefix_caching: Annotated[
         bool,
         _option(
@@ -203,12 +223,18 @@ def serve(
         )
     engine = EngineConfig(
         model=ModelConfig(
-            path=str(checkpoint.resolve()), dtype=dtype, max_model_len=max_model_len, device=device
+            path=str(checkpoint.resolve()),
+            dtype=dtype,
+            quantization=quantization,
+            max_model_len=max_model_len,
+            device=device,
         ),
         cache=CacheConfig(
             memory_utilization=gpu_memory_utilization,
             kv_cache_memory_bytes=parse_bytes(kv_cache_memory_bytes),
             enable_prefix_caching=enable_prefix_caching,
+            kv_cache_dtype=kv_cache_dtype,
+            index_cache_dtype=index_cache_dtype,
         ),
         scheduler=SchedulerConfig(
             max_num_seqs=max_num_seqs,
@@ -255,14 +281,19 @@ def check_fits(spec: ModelSpec, engine: EngineConfig, machine: Machine) -> None:
 
     What a GPU holds only torch can tell, so there the engine finds out; all else is known now.
     """
-    from mserve.capacity import max_model_len, plan_memory
-    from mserve.checkpoint import check_ranks
+    from mserve.capacity import cache_layout, max_model_len, plan_memory
+    from mserve.checkpoint import check_formats, check_ranks, convert_on_load
 
-    ranks = engine.parallel.tensor_parallel_size
+    parallel = engine.parallel
+    ranks = parallel.tensor_parallel_size
+    check_ranks(spec, parallel)
+    if engine.model.quantization is not None:
+        spec = convert_on_load(spec, engine.model.quantization)
+    check_formats(spec, ranks, expert_parallel=parallel.enable_expert_parallel)
     if engine.model.device == "cpu" or (engine.model.device == "auto" and not machine.has_gpu):
         plan_memory(spec, engine, machine.available_bytes // ranks, ranks)
     else:
-        check_ranks(spec, engine.parallel)
+        cache_layout(spec, engine, ranks)
         max_model_len(spec, engine)
 
 

@@ -3,6 +3,7 @@
 from mserve.core.blocks import BLOCK_TOKENS, BlockName, blocks_for, next_name, root_name
 from mserve.core.config import (
     CacheConfig,
+    CacheDtype,
     EngineConfig,
     ModelConfig,
     ParallelConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "MAX_LOGPROBS",
     "BlockName",
     "CacheConfig",
+    "CacheDtype",
     "CapacityError",
     "CheckpointError",
     "ContextLengthError",

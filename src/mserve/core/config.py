@@ -16,8 +16,14 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # auto: the checkpoint's
+    # None: matrices stay as the checkpoint holds them; else bf16 is converted while it is loaded
+    quantization: Literal["mxfp8", "fp8", "int8"] | None = None
     max_model_len: int | None = None  # tokens; None: the checkpoint's max_position_embeddings
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+CacheDtype = Literal["auto", "bfloat16", "fp8", "int8"]
+"""auto: the model's. fp8 is e4m3 without scales, int8 has one per token and head."""
 
 
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +32,8 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_utilization: float = 0.9  # of the memory this process may use, weights included
     kv_cache_memory_bytes: int | None = None  # overrides the above for the blocks alone
     enable_prefix_caching: bool = True
+    kv_cache_dtype: CacheDtype = "auto"  # of keys and values
+    index_cache_dtype: CacheDtype = "auto"  # of index keys, whose rounding changes what is chosen
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,8 @@
     block  │ layer 0: key, value │ layer 1: key, value │ layer 3: key, value, index_key │ ...
     plane  │ [heads, BLOCK_TOKENS, width] of one dtype, contiguous
 
+An int8 plane has one of factors beside it, fp32 of width 1.
+
 One block is one contiguous run of bytes, so copying a block to host, disk or a peer is one copy
 whatever the model. Knows sizes and offsets; does not know tensors or devices.
 """
@@ -13,7 +15,16 @@ import msgspec
 
 from mserve.core.blocks import BLOCK_TOKENS
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
+DTYPE_BYTES = {
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e8m0fnu": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int32": 4,
+}
 
 _ALIGNMENT_BYTES = 64  # a cache line, so that every plane starts aligned for vector loads
 
@@ -22,7 +33,7 @@ class Plane(msgspec.Struct, frozen=True):
     """One cached quantity of one layer on this rank: ``heads`` x BLOCK_TOKENS x ``width``."""
 
     layer: int
-    kind: str  # "key", "value" or "index_key"
+    kind: str  # "key", "value" or "index_key"; with "_scale", the factors of one of these
     heads: int
     width: int
     dtype: str

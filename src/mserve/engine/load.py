@@ -10,7 +10,13 @@ from collections.abc import Callable
 
 import torch
 
-from mserve.checkpoint import Checkpoint, kv_layout
+from mserve.capacity import cache_layout
+from mserve.checkpoint import (
+    Checkpoint,
+    ModelSpec,
+    check_formats,
+    convert_on_load,
+)
 from mserve.core import EngineConfig, SetupError
 from mserve.kernels import KernelChoice, choose_kernels
 from mserve.layers import KVCache
@@ -23,6 +29,25 @@ from mserve.weights import load
 def dtype_name(config: EngineConfig, checkpoint: Checkpoint) -> str:
     """The precision that weights, activations and cached keys and values have."""
     return checkpoint.spec.dtype if config.model.dtype == "auto" else config.model.dtype
+
+
+def spec_to_run(config: EngineConfig, checkpoint: Checkpoint) -> ModelSpec:
+    """The model with its matrices stored as ``config`` asks. ``SetupError`` if they cannot be."""
+    spec, wanted = checkpoint.spec, config.model.quantization
+    if wanted is not None:
+        spec = convert_on_load(spec, wanted)
+    parallel = config.parallel
+    check_formats(
+        spec, parallel.tensor_parallel_size, expert_parallel=parallel.enable_expert_parallel
+    )
+    return spec
+
+
+def model_id(config: EngineConfig, checkpoint: Checkpoint) -> str:
+    """What names cached blocks: equal only where equal tokens give equal bytes."""
+    stored, cache = spec_to_run(config, checkpoint).quantization.format, config.cache
+    what = (dtype_name(config, checkpoint), stored, cache.kv_cache_dtype, cache.index_cache_dtype)
+    return ":".join((str(checkpoint.path.resolve()), *what))
 
 
 def device_of_rank(config: EngineConfig, rank: int) -> torch.device:
@@ -58,10 +83,10 @@ def load_runner(
     progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
 ) -> Runner:
     """This rank's share of the model, loaded, with ``num_blocks`` empty KV blocks."""
-    spec, dtype = checkpoint.spec, dtype_name(config, checkpoint)
+    spec, dtype = spec_to_run(config, checkpoint), dtype_name(config, checkpoint)
     model = build_model(spec, groups, getattr(torch, dtype), device)
     load(checkpoint, model.pieces(), progress)
-    layout = kv_layout(spec, ranks=groups.tensor.size, dtype=dtype)
+    layout = cache_layout(spec, config, groups.tensor.size)
     return Runner(
         model,
         KVCache(layout, num_blocks, device),

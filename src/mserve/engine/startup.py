@@ -31,7 +31,14 @@ from mserve.core import (
     StepPlan,
     blocks_for,
 )
-from mserve.engine.load import device_of_rank, dtype_name, load_runner, use_threads
+from mserve.engine.load import (
+    device_of_rank,
+    dtype_name,
+    load_runner,
+    model_id,
+    spec_to_run,
+    use_threads,
+)
 from mserve.engine.loop import Engine, Runner
 from mserve.engine.ranks import (
     RankedRunner,
@@ -114,7 +121,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     threads = max(1, (config.num_threads or machine.cores) // size)
     kernels = use_threads(device, threads)
     available_bytes = _available_bytes(machine, device, size)
-    memory = plan_memory(checkpoint.spec, config, available_bytes, size)
+    memory = plan_memory(spec_to_run(config, checkpoint), config, available_bytes, size)
 
     # The first step is the proof that all ranks are connected: some still read the meeting place
     # when rank 0 has left it, and would wait for it forever if it were gone.
@@ -242,7 +249,7 @@ def _scheduler(config: EngineConfig, checkpoint: Checkpoint, memory: MemoryPlan)
         BlockLedger(memory.num_blocks),
         max_model_len=memory.max_model_len,
         eos_token_ids=checkpoint.spec.eos_token_ids,
-        model_id=f"{checkpoint.path.resolve()}:{dtype_name(config, checkpoint)}",
+        model_id=model_id(config, checkpoint),
         seed=config.seed,
         enable_prefix_caching=config.cache.enable_prefix_caching,
     )
@@ -256,7 +263,6 @@ def _machine_line(
         where = torch.cuda.get_device_name(device)
     ranks = "1 rank" if size == 1 else f"{size} ranks"
     split = ", experts by id" if config.parallel.enable_expert_parallel and size > 1 else ""
-    return (
-        f"running on {where}: {dtype_name(config, checkpoint)}, {ranks}{split}, "
-        f"torch {torch.__version__}"
-    )
+    dtype, packed = dtype_name(config, checkpoint), spec_to_run(config, checkpoint).quantization
+    weights = dtype if packed.format == "plain" else f"{dtype}, {packed.format} weights"
+    return f"running on {where}: {weights}, {ranks}{split}, torch {torch.__version__}"

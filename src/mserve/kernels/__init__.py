@@ -5,6 +5,7 @@ Each file holds the reference in torch; ``native`` holds the CPU's C++ with the 
 """
 
 from mserve.kernels.activation import GatedActivation, silu_gated, swiglu_oai
+from mserve.kernels.cache_plane import CachePlane, ScaledPlane
 from mserve.kernels.choose import (
     KernelChoice,
     choose_kernels,
@@ -22,21 +23,36 @@ from mserve.kernels.choose import (
     use_kernels,
 )
 from mserve.kernels.exact_top_k import exact_top_k
+from mserve.kernels.linear_fp8_block import FP8_BLOCK, dequantize_fp8_block, linear_fp8_block
+from mserve.kernels.linear_int8 import linear_int8, linear_int8_static, quantize_tokens
+from mserve.kernels.linear_mxfp8 import MXFP8_GROUP, dequantize_mxfp8, linear_mxfp8
+from mserve.kernels.moe import sum_experts
 from mserve.kernels.rms_norm import rms_norm_given
 from mserve.kernels.rope import rope, rope_angles
 from mserve.kernels.write_kv import write_kv
 
 __all__ = [
+    "FP8_BLOCK",
+    "MXFP8_GROUP",
+    "CachePlane",
     "GatedActivation",
     "KernelChoice",
+    "ScaledPlane",
     "choose_kernels",
+    "dequantize_fp8_block",
+    "dequantize_mxfp8",
     "exact_top_k",
     "find_kernels",
     "gated_mlp",
     "gemma_rms_norm",
     "linear",
+    "linear_fp8_block",
+    "linear_int8",
+    "linear_int8_static",
+    "linear_mxfp8",
     "norm_rope",
     "paged_attention",
+    "quantize_tokens",
     "rms_norm",
     "rms_norm_given",
     "rope",
@@ -46,6 +62,7 @@ __all__ = [
     "select_blocks",
     "silu_gated",
     "sparse_attention",
+    "sum_experts",
     "swiglu_oai",
     "use_kernels",
     "write_kv",

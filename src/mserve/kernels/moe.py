@@ -31,8 +31,27 @@ def run_experts(
     that every token takes with weight 1. A choice held elsewhere adds nothing. The sum runs in
     ascending expert order, the shared one last, whatever else is in the batch.
     """
+
+    def expert(number: int, rows: torch.Tensor) -> torch.Tensor:
+        return gated_mlp(rows, gate_up[number], down[number], activation)
+
+    total = sum_experts(hidden, ids, weights, gate_up.shape[0], expert, first_expert)
+    if shared is not None:
+        total += gated_mlp(hidden, *shared, activation)
+    return total.to(out_dtype)
+
+
+def sum_experts(
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    num_experts: int,
+    expert: Callable[[int, torch.Tensor], torch.Tensor],
+    first_expert: int,
+) -> torch.Tensor:
+    """Sum over a token's choices of weight * expert(token), [T, hidden] fp32, in ascending expert
+    order; ``expert`` computes one of the ``num_experts`` held here for the rows that chose it."""
     k = ids.shape[1]
-    num_experts = gate_up.shape[0]
     total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     local = ids.flatten() - first_expert
     local = torch.where((local >= 0) & (local < num_experts), local, num_experts)
@@ -40,16 +59,14 @@ def run_experts(
     tokens = order // k
     shares = weights.flatten()[order, None]
     end = 0
-    for expert, count in enumerate(torch.bincount(local, minlength=num_experts).tolist()):
+    for number, count in enumerate(torch.bincount(local, minlength=num_experts).tolist()):
         start, end = end, end + count
-        if count == 0 or expert == num_experts:
+        if count == 0 or number == num_experts:
             continue
         rows = tokens[start:end]
-        inner = activation(linear(hidden.index_select(0, rows), gate_up[expert]))
-        total.index_add_(0, rows, linear(inner, down[expert]) * shares[start:end])
-    if shared is not None:
-        total += gated_mlp(hidden, *shared, activation)
-    return total.to(out_dtype)
+        output = expert(number, hidden.index_select(0, rows))
+        total.index_add_(0, rows, output * shares[start:end])
+    return total
 
 
 def gated_mlp(

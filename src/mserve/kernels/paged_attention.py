@@ -12,6 +12,7 @@ import torch
 
 from mserve.core import BLOCK_TOKENS, blocks_for
 from mserve.kernels.attend import attend, join
+from mserve.kernels.cache_plane import CachePlane
 from mserve.kernels.gather_blocks import gather_blocks
 
 _SEGMENT_BLOCKS = 256  # 64 MiB of bf16 keys and values for 4 KV heads of 128
@@ -20,8 +21,8 @@ _CHUNK_ROWS = 128  # query rows (tokens x heads of a group) whose scores exist a
 
 def paged_attention(
     query: torch.Tensor,
-    key_plane: torch.Tensor,
-    value_plane: torch.Tensor,
+    key_plane: CachePlane,
+    value_plane: CachePlane,
     blocks: torch.Tensor,
     positions: torch.Tensor,
     scale: float,
@@ -44,8 +45,8 @@ def paged_attention(
 
     for start_block in range(0, blocks.shape[1], _SEGMENT_BLOCKS):
         segment = blocks[:, start_block : start_block + _SEGMENT_BLOCKS]
-        keys = gather_blocks(key_plane, segment)
-        values = gather_blocks(value_plane, segment)
+        keys = gather_blocks(key_plane, segment, query.dtype)
+        values = gather_blocks(value_plane, segment, query.dtype)
         start_key = start_block * BLOCK_TOKENS
         key_positions = torch.arange(start_key, start_key + keys.shape[2], device=query.device)
         for start in range(0, length, chunk):

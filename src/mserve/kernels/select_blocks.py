@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 
 from mserve.core import BLOCK_TOKENS
+from mserve.kernels.cache_plane import CachePlane
 from mserve.kernels.exact_top_k import exact_top_k
 from mserve.kernels.gather_blocks import gather_blocks
 
@@ -22,7 +23,7 @@ _CHUNK_ROWS = 1024  # tokens x groups: 32 MiB of token scores at once with the s
 
 def select_blocks(
     index_query: torch.Tensor,
-    index_plane: torch.Tensor,
+    index_plane: CachePlane,
     blocks: torch.Tensor,
     positions: torch.Tensor,
     *,
@@ -70,7 +71,7 @@ def _all_visible(positions: torch.Tensor, width: int) -> torch.Tensor:
 
 def _block_scores(
     index_query: torch.Tensor,
-    index_plane: torch.Tensor,
+    index_plane: CachePlane,
     blocks: torch.Tensor,
     positions: torch.Tensor,
     *,
@@ -89,7 +90,7 @@ def _block_scores(
     )
     for start in range(0, num_blocks, _SEGMENT_BLOCKS):
         segment = blocks[:, start : start + _SEGMENT_BLOCKS]
-        keys = gather_blocks(index_plane, segment)[0].float()
+        keys = gather_blocks(index_plane, segment, torch.float32)[0]
         products = torch.matmul(query, keys.transpose(1, 2))
         products = products.view(num_spans, length, groups, -1, BLOCK_TOKENS)
         if own_block:

@@ -15,7 +15,8 @@ import torch
 
 from mserve.core import BLOCK_TOKENS
 from mserve.kernels.attend import attend, join
-from mserve.kernels.gather_blocks import gather_blocks
+from mserve.kernels.cache_plane import CachePlane
+from mserve.kernels.gather_blocks import gather_blocks, one_block
 
 _ROW_SCRATCH_BLOCKS = 512  # gathered (block, head) pairs at once: 32 MiB of bf16 keys and values
 _TOKENS_PER_BLOCK = 4  # mean readers of a block from which going by block is faster
@@ -23,8 +24,8 @@ _TOKENS_PER_BLOCK = 4  # mean readers of a block from which going by block is fa
 
 def sparse_attention(
     query: torch.Tensor,
-    key_plane: torch.Tensor,
-    value_plane: torch.Tensor,
+    key_plane: CachePlane,
+    value_plane: CachePlane,
     blocks: torch.Tensor,
     positions: torch.Tensor,
     chosen: torch.Tensor,
@@ -52,8 +53,8 @@ def sparse_attention(
 
 def _by_row(
     query: torch.Tensor,
-    key_plane: torch.Tensor,
-    value_plane: torch.Tensor,
+    key_plane: CachePlane,
+    value_plane: CachePlane,
     physical: torch.Tensor,
     positions: torch.Tensor,
     chosen: torch.Tensor,
@@ -67,7 +68,8 @@ def _by_row(
     for start in range(0, num_rows, chunk):
         here = slice(start, start + chunk)
         tables = physical[here].transpose(0, 1)
-        keys, values = gather_blocks(key_plane, tables), gather_blocks(value_plane, tables)
+        keys = gather_blocks(key_plane, tables, query.dtype)
+        values = gather_blocks(value_plane, tables, query.dtype)
         picked = chosen[here, :, :, None]
         token = picked * BLOCK_TOKENS + offsets
         visible = (picked >= 0) & (token <= positions[here, None, None, None])
@@ -79,8 +81,8 @@ def _by_row(
 
 def _by_block(
     query: torch.Tensor,
-    key_plane: torch.Tensor,
-    value_plane: torch.Tensor,
+    key_plane: CachePlane,
+    value_plane: CachePlane,
     blocks: torch.Tensor,
     positions: torch.Tensor,
     chosen: torch.Tensor,
@@ -102,8 +104,8 @@ def _by_block(
             visible = seen.repeat_interleave(per_group, dim=0)[None, None]
         partial, partial_log_sum = attend(
             rows[group].index_select(0, tokens).view(1, 1, -1, width),
-            key_plane[stored, group][None, None],
-            value_plane[stored, group][None, None],
+            one_block(key_plane, stored, group, query.dtype)[None, None],
+            one_block(value_plane, stored, group, query.dtype)[None, None],
             visible,
             scale,
         )

@@ -13,27 +13,35 @@ import torch
 
 from mserve.checkpoint.spec import IndexSpec, ModelSpec
 from mserve.core import BLOCK_TOKENS
-from mserve.kernels import linear, paged_attention, select_blocks, sparse_attention, write_kv
+from mserve.kernels import (
+    CachePlane,
+    paged_attention,
+    select_blocks,
+    sparse_attention,
+    write_kv,
+)
 from mserve.layers.batch import Batch, SpanGroup
 from mserve.layers.kv_cache import KVCache
 from mserve.layers.norm import Angles, PerHeadNorm, QueryKeyNorm
-from mserve.layers.shard import EVERY, HeadShare
-from mserve.weights import Piece
+from mserve.layers.shard import HeadShare
+from mserve.weights import Part, Piece, Storage
 
 
 class Attention:
-    """This rank's heads of layer ``layer``. With ``index`` it is block-sparse."""
+    """This rank's heads of layer ``layer``, which the checkpoint calls ``name``. With ``index`` it
+    is block-sparse."""
 
     def __init__(
         self,
+        name: str,
         layer: int,
         spec: ModelSpec,
         share: HeadShare,
         qk_norm: QueryKeyNorm,
         index: BlockIndex | None,
-        dtype: torch.dtype,
-        device: torch.device,
+        storage: Storage,
     ) -> None:
+        self.name = name
         self.layer = layer
         self.head_dim = spec.head_dim
         self.scale = spec.head_dim**-0.5
@@ -47,18 +55,27 @@ class Attention:
             share.num_kv_heads * width,
             0 if index is None else index.num_rows,
         ]
-        self.projection = torch.empty(
-            (sum(self.row_counts), spec.hidden_size), dtype=dtype, device=device
+        hidden = slice(0, spec.hidden_size)
+        query_rows = slice(share.first_head * width, (share.first_head + share.num_heads) * width)
+        kv_rows = slice(
+            share.first_kv_head * width, (share.first_kv_head + share.num_kv_heads) * width
         )
-        self.output = torch.empty(
-            (spec.hidden_size, share.num_heads * width), dtype=dtype, device=device
+        projections = [("q_proj", query_rows), ("k_proj", kv_rows), ("v_proj", kv_rows)]
+        if index is not None:
+            projections += [
+                ("index_q_proj", index.query_rows),
+                ("index_k_proj", slice(0, index.head_dim)),
+            ]
+        self.projection = storage.matrix(
+            *(Part(f"{name}.{source}.weight", rows, hidden) for source, rows in projections)
         )
+        self.output = storage.matrix(Part(f"{name}.o_proj.weight", hidden, query_rows))
 
     def __call__(
         self, hidden: torch.Tensor, batch: Batch, angles: Angles, cache: KVCache
     ) -> torch.Tensor:
         """From [T, hidden] to this rank's part of the sum over ranks, [T, hidden]."""
-        query_key, value, index_rows = linear(hidden, self.projection).split(self.row_counts, -1)
+        query_key, value, index_rows = self.projection.linear(hidden).split(self.row_counts, -1)
         query, key = self.qk_norm(query_key, angles)
         keys, values = cache.plane(self.layer, "key"), cache.plane(self.layer, "value")
         write_kv(keys, batch.slots, key)
@@ -79,34 +96,15 @@ class Attention:
                 chosen = self.index.select(index_query, cache.plane(self.layer, "index_key"), group)
                 part = sparse_attention(query[group.rows], *place, chosen, self.scale)
             attended[group.rows] = part
-        return linear(attended.flatten(1), self.output)
+        return self.output.linear(attended.flatten(1))
 
-    def pieces(self, name: str) -> Iterator[Piece]:
-        width, share = self.head_dim, self.share
-        query_rows = slice(share.first_head * width, (share.first_head + share.num_heads) * width)
-        kv_rows = slice(
-            share.first_kv_head * width, (share.first_kv_head + share.num_kv_heads) * width
-        )
-        sources = [
-            ("q_proj", query_rows),
-            ("k_proj", kv_rows),
-            ("v_proj", kv_rows),
-        ]
-        if self.index is not None:
-            sources += [
-                ("index_q_proj", self.index.query_rows),
-                ("index_k_proj", slice(0, self.index.head_dim)),
-            ]
-        start = 0
-        for source, rows in sources:
-            end = start + rows.stop - rows.start
-            yield Piece(self.projection[start:end], f"{name}.{source}.weight", (rows, EVERY))
-            start = end
-        yield Piece(self.output, f"{name}.o_proj.weight", (EVERY, query_rows))
-        yield from self.qk_norm.pieces(f"{name}.q_norm.weight", f"{name}.k_norm.weight")
+    def pieces(self) -> Iterator[Piece]:
+        yield from self.projection.pieces()
+        yield from self.output.pieces()
+        yield from self.qk_norm.pieces(f"{self.name}.q_norm.weight", f"{self.name}.k_norm.weight")
         if self.index is not None:
             yield from self.index.norm.pieces(
-                f"{name}.index_q_norm.weight", f"{name}.index_k_norm.weight"
+                f"{self.name}.index_q_norm.weight", f"{self.name}.index_k_norm.weight"
             )
 
 
@@ -132,7 +130,7 @@ class BlockIndex:
         return group.max_context <= self.spec.topk_blocks * BLOCK_TOKENS
 
     def select(
-        self, index_query: torch.Tensor, index_plane: torch.Tensor, group: SpanGroup
+        self, index_query: torch.Tensor, index_plane: CachePlane, group: SpanGroup
     ) -> torch.Tensor:
         """Logical block numbers [S, L, G, K] for the tokens of ``group``."""
         return select_blocks(

@@ -24,18 +24,18 @@ from mserve.weights import Piece
 class Mlp(Protocol):
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
-    def pieces(self, name: str) -> Iterator[Piece]: ...
+    def pieces(self) -> Iterator[Piece]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """One layer on this rank; ``mlp_name`` is the checkpoint's name for its second half."""
+    """One layer on this rank, which the checkpoint calls ``name``."""
 
+    name: str
     attention_norm: Norm
     attention: Attention
     mlp_norm: Norm
     mlp: Mlp
-    mlp_name: str
     group: Group
 
     def __call__(
@@ -46,11 +46,11 @@ class DecoderLayer:
         part = self.mlp(self.mlp_norm(hidden))
         return hidden + self.group.all_reduce_sum(part)
 
-    def pieces(self, name: str) -> Iterator[Piece]:
-        yield from self.attention_norm.pieces(f"{name}.input_layernorm.weight")
-        yield from self.attention.pieces(f"{name}.self_attn")
-        yield from self.mlp_norm.pieces(f"{name}.post_attention_layernorm.weight")
-        yield from self.mlp.pieces(f"{name}.{self.mlp_name}")
+    def pieces(self) -> Iterator[Piece]:
+        yield from self.attention_norm.pieces(f"{self.name}.input_layernorm.weight")
+        yield from self.attention.pieces()
+        yield from self.mlp_norm.pieces(f"{self.name}.post_attention_layernorm.weight")
+        yield from self.mlp.pieces()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Decoder:
     def pieces(self) -> Iterator[Piece]:
         """Every part of every parameter of this rank, in the checkpoint's order."""
         yield from self.embedding.pieces("model.embed_tokens.weight")
-        for number, layer in enumerate(self.layers):
-            yield from layer.pieces(f"model.layers.{number}")
+        for layer in self.layers:
+            yield from layer.pieces()
         yield from self.norm.pieces("model.norm.weight")
         yield from self.head.pieces("lm_head.weight")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from mserve.core import BLOCK_TOKENS, KVLayout
+from mserve.kernels import CachePlane, ScaledPlane
 
 
 class KVCache:
@@ -20,18 +21,20 @@ class KVCache:
         # the machine's memory being written before the first request (about 1 s per GB).
         self.pool = torch.empty((num_blocks, layout.block_bytes), dtype=torch.uint8, device=device)
         offsets = layout.offsets()
-        self._planes: dict[tuple[int, str], torch.Tensor] = {}
+        self._stored: dict[tuple[int, str], torch.Tensor] = {}
         for plane in layout.planes:
             name = (plane.layer, plane.kind)
             stored = self.pool[:, offsets[name] : offsets[name] + plane.block_bytes]
-            self._planes[name] = stored.view(getattr(torch, plane.dtype)).unflatten(
+            self._stored[name] = stored.view(getattr(torch, plane.dtype)).unflatten(
                 1, (plane.heads, BLOCK_TOKENS, plane.width)
             )
 
-    def plane(self, layer: int, kind: str) -> torch.Tensor:
+    def plane(self, layer: int, kind: str) -> CachePlane:
         """View [num_blocks, heads, BLOCK_TOKENS, width] of one layer's "key", "value" or
         "index_key". A block's part is contiguous; the stride between blocks is a whole block."""
-        return self._planes[layer, kind]
+        values = self._stored[layer, kind]
+        scales = self._stored.get((layer, f"{kind}_scale"))
+        return values if scales is None else ScaledPlane(values, scales)
 
     def clear(self, block_ids: torch.Tensor) -> None:
         """Zero ``block_ids`` [n] int64.

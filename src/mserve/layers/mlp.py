@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import torch
 
 from mserve.checkpoint.spec import ActivationSpec, ModelSpec
-from mserve.kernels import GatedActivation, gated_mlp, route, run_experts
+from mserve.kernels import GatedActivation, route
 from mserve.layers.shard import EVERY, even_share
 from mserve.parallel import Group, Groups, SoloGroup
-from mserve.weights import Piece
+from mserve.weights import Part, Piece, Storage, gated_mlp, run_experts
 
 
 def gated_activation(spec: ActivationSpec) -> GatedActivation:
@@ -22,44 +22,45 @@ def gated_activation(spec: ActivationSpec) -> GatedActivation:
 
 
 class GatedMlp:
-    """down(activation(gate, up)), its width split over ``group``."""
+    """down(activation(gate, up)), its width split over ``group``. ``name`` is the checkpoint's."""
 
     def __init__(
         self,
+        name: str,
         hidden_size: int,
         intermediate_size: int,
         activation: GatedActivation,
         group: Group,
-        dtype: torch.dtype,
-        device: torch.device,
+        storage: Storage,
     ) -> None:
         self.activation = activation
-        self.columns = even_share(intermediate_size, group, "intermediate size")
-        self.width = self.columns.stop - self.columns.start
-        self.gate_up = torch.empty((2 * self.width, hidden_size), dtype=dtype, device=device)
-        self.down = torch.empty((hidden_size, self.width), dtype=dtype, device=device)
+        hidden = slice(0, hidden_size)
+        width = even_share(intermediate_size, group, "intermediate size")
+        self.gate_up = storage.matrix(
+            Part(f"{name}.gate_proj.weight", width, hidden),
+            Part(f"{name}.up_proj.weight", width, hidden),
+        )
+        self.down = storage.matrix(Part(f"{name}.down_proj.weight", hidden, width))
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to [T, hidden], partial."""
         return gated_mlp(hidden, self.gate_up, self.down, self.activation)
 
-    def pieces(self, name: str) -> Iterator[Piece]:
-        rows = (self.columns, EVERY)
-        yield Piece(self.gate_up[: self.width], f"{name}.gate_proj.weight", rows)
-        yield Piece(self.gate_up[self.width :], f"{name}.up_proj.weight", rows)
-        yield Piece(self.down, f"{name}.down_proj.weight", (EVERY, self.columns))
+    def pieces(self) -> Iterator[Piece]:
+        yield from self.gate_up.pieces()
+        yield from self.down.pieces()
 
 
 class SparseMoe:
     """Routed experts, split by id over ``groups.expert`` or by width over ``groups.tensor``.
 
-    The router is on every rank, so all ranks agree on the choice without a message.
+    The router is on every rank, so all ranks agree on the choice without a message. ``name`` is
+    the checkpoint's.
     """
 
-    def __init__(
-        self, spec: ModelSpec, groups: Groups, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        moe = spec.moe
+    def __init__(self, name: str, spec: ModelSpec, groups: Groups, storage: Storage) -> None:
+        moe, device = spec.moe, storage.device
+        self.name = name
         self.activation = gated_activation(spec.activation)
         self.experts_per_token = moe.experts_per_token
         self.scale = moe.routed_scaling_factor
@@ -68,26 +69,30 @@ class SparseMoe:
         )
         self.bias = torch.empty(moe.num_experts, dtype=torch.float32, device=device)
 
+        hidden = slice(0, spec.hidden_size)
         by_id = groups.expert.size > 1
-        self.experts = even_share(moe.num_experts, groups.expert, "num_local_experts")
-        self.columns = even_share(
+        ids = even_share(moe.num_experts, groups.expert, "num_local_experts")
+        width = even_share(
             moe.intermediate_size, SoloGroup() if by_id else groups.tensor, "intermediate_size"
         )
-        count = self.experts.stop - self.experts.start
-        self.width = self.columns.stop - self.columns.start
-        self.gate_up = torch.empty(
-            (count, 2 * self.width, spec.hidden_size), dtype=dtype, device=device
+        self.first_expert = ids.start
+        experts = [f"{name}.experts.{number}" for number in range(ids.start, ids.stop)]
+        self.gate_up = storage.stack(
+            [
+                [Part(f"{expert}.{half}.weight", width, hidden) for half in ("w1", "w3")]
+                for expert in experts
+            ]
         )
-        self.down = torch.empty((count, spec.hidden_size, self.width), dtype=dtype, device=device)
+        self.down = storage.stack([[Part(f"{e}.w2.weight", hidden, width)] for e in experts])
         self.shared = None
         if moe.shared_intermediate_size:
             self.shared = GatedMlp(
+                f"{name}.shared_experts",
                 spec.hidden_size,
                 moe.shared_intermediate_size,
                 self.activation,
                 groups.tensor,
-                dtype,
-                device,
+                storage,
             )
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -100,19 +105,14 @@ class SparseMoe:
             self.gate_up,
             self.down,
             self.activation,
-            self.experts.start,
+            self.first_expert,
             None if self.shared is None else (self.shared.gate_up, self.shared.down),
-            hidden.dtype,
         )
 
-    def pieces(self, name: str) -> Iterator[Piece]:
-        yield Piece(self.gate, f"{name}.gate.weight", (EVERY, EVERY))
-        yield Piece(self.bias, f"{name}.e_score_correction_bias", (EVERY,))
-        rows, columns = (self.columns, EVERY), (EVERY, self.columns)
-        for place, expert in enumerate(range(self.experts.start, self.experts.stop)):
-            source = f"{name}.experts.{expert}"
-            yield Piece(self.gate_up[place, : self.width], f"{source}.w1.weight", rows)
-            yield Piece(self.gate_up[place, self.width :], f"{source}.w3.weight", rows)
-            yield Piece(self.down[place], f"{source}.w2.weight", columns)
+    def pieces(self) -> Iterator[Piece]:
+        yield Piece(self.gate, f"{self.name}.gate.weight", (EVERY, EVERY))
+        yield Piece(self.bias, f"{self.name}.e_score_correction_bias", (EVERY,))
+        yield from self.gate_up.pieces()
+        yield from self.down.pieces()
         if self.shared is not None:
-            yield from self.shared.pieces(f"{name}.shared_experts")
+            yield from self.shared.pieces()

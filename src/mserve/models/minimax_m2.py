@@ -28,26 +28,25 @@ from mserve.layers import (
     head_share,
 )
 from mserve.parallel import Groups
+from mserve.weights import Storage
 
 
 def minimax_m2(
     spec: ModelSpec, groups: Groups, dtype: torch.dtype, device: torch.device
 ) -> Decoder:
     """This rank's share of an M2, parameters unset."""
+    storage = Storage(spec.quantization, dtype, device)
     return Decoder(
         embedding=Embedding(spec.vocab_size, spec.hidden_size, groups.tensor, dtype, device),
-        layers=tuple(
-            _layer(number, spec, groups, dtype, device) for number in range(len(spec.layers))
-        ),
+        layers=tuple(_layer(number, spec, groups, storage) for number in range(len(spec.layers))),
         norm=RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype, device),
         head=Head(spec.vocab_size, spec.hidden_size, groups.tensor, dtype, device),
         angles=partial(rope_angles, theta=spec.rope_theta, rotary_dim=spec.rotary_dim),
     )
 
 
-def _layer(
-    number: int, spec: ModelSpec, groups: Groups, dtype: torch.dtype, device: torch.device
-) -> DecoderLayer:
+def _layer(number: int, spec: ModelSpec, groups: Groups, storage: Storage) -> DecoderLayer:
+    name, device = f"model.layers.{number}", storage.device
     share = head_share(spec.num_heads, spec.num_kv_heads, groups.tensor)
     qk_norm = FullWidthNorm(
         spec.num_heads,
@@ -56,14 +55,14 @@ def _layer(
         spec.rms_norm_eps,
         share,
         groups.tensor,
-        dtype,
+        storage.dtype,
         device,
     )
     return DecoderLayer(
-        attention_norm=RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype, device),
-        attention=Attention(number, spec, share, qk_norm, None, dtype, device),
-        mlp_norm=RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype, device),
-        mlp=SparseMoe(spec, groups, dtype, device),
-        mlp_name="block_sparse_moe",
+        name=name,
+        attention_norm=RmsNorm(spec.hidden_size, spec.rms_norm_eps, storage.dtype, device),
+        attention=Attention(f"{name}.self_attn", number, spec, share, qk_norm, None, storage),
+        mlp_norm=RmsNorm(spec.hidden_size, spec.rms_norm_eps, storage.dtype, device),
+        mlp=SparseMoe(f"{name}.block_sparse_moe", spec, groups, storage),
         group=groups.tensor,
     )

@@ -32,63 +32,59 @@ from mserve.layers import (
     head_share,
 )
 from mserve.parallel import Groups
+from mserve.weights import Storage
 
 
 def minimax_m3(
     spec: ModelSpec, groups: Groups, dtype: torch.dtype, device: torch.device
 ) -> Decoder:
     """This rank's share of an M3, parameters unset."""
+    storage = Storage(spec.quantization, dtype, device)
     return Decoder(
         embedding=Embedding(spec.vocab_size, spec.hidden_size, groups.tensor, dtype, device),
-        layers=tuple(
-            _layer(number, spec, groups, dtype, device) for number in range(len(spec.layers))
-        ),
+        layers=tuple(_layer(number, spec, groups, storage) for number in range(len(spec.layers))),
         norm=GemmaRmsNorm(spec.hidden_size, spec.rms_norm_eps, device),
         head=Head(spec.vocab_size, spec.hidden_size, groups.tensor, dtype, device),
         angles=partial(rope_angles, theta=spec.rope_theta, rotary_dim=spec.rotary_dim),
     )
 
 
-def _layer(
-    number: int, spec: ModelSpec, groups: Groups, dtype: torch.dtype, device: torch.device
-) -> DecoderLayer:
-    sparse_mlp = spec.layers[number].mlp == "moe"
+def _layer(number: int, spec: ModelSpec, groups: Groups, storage: Storage) -> DecoderLayer:
+    name, device = f"model.layers.{number}", storage.device
     return DecoderLayer(
+        name=name,
         attention_norm=GemmaRmsNorm(spec.hidden_size, spec.rms_norm_eps, device),
-        attention=_attention(number, spec, groups, dtype, device),
+        attention=_attention(f"{name}.self_attn", number, spec, groups, storage),
         mlp_norm=GemmaRmsNorm(spec.hidden_size, spec.rms_norm_eps, device),
         mlp=(
-            SparseMoe(spec, groups, dtype, device)
-            if sparse_mlp
-            else _dense_mlp(spec, groups, dtype, device)
+            SparseMoe(f"{name}.block_sparse_moe", spec, groups, storage)
+            if spec.layers[number].mlp == "moe"
+            else _dense_mlp(f"{name}.mlp", spec, groups, storage)
         ),
-        mlp_name="block_sparse_moe" if sparse_mlp else "mlp",
         group=groups.tensor,
     )
 
 
 def _attention(
-    number: int, spec: ModelSpec, groups: Groups, dtype: torch.dtype, device: torch.device
+    name: str, number: int, spec: ModelSpec, groups: Groups, storage: Storage
 ) -> Attention:
     share = head_share(spec.num_heads, spec.num_kv_heads, groups.tensor)
     qk_norm = PerHeadNorm(
-        share.num_heads, share.num_kv_heads, spec.head_dim, spec.rms_norm_eps, device
+        share.num_heads, share.num_kv_heads, spec.head_dim, spec.rms_norm_eps, storage.device
     )
     index = None
     if spec.layers[number].attention == "sparse":
         assert spec.index is not None
-        index = BlockIndex(spec.index, share, spec.rms_norm_eps, device)
-    return Attention(number, spec, share, qk_norm, index, dtype, device)
+        index = BlockIndex(spec.index, share, spec.rms_norm_eps, storage.device)
+    return Attention(name, number, spec, share, qk_norm, index, storage)
 
 
-def _dense_mlp(
-    spec: ModelSpec, groups: Groups, dtype: torch.dtype, device: torch.device
-) -> GatedMlp:
+def _dense_mlp(name: str, spec: ModelSpec, groups: Groups, storage: Storage) -> GatedMlp:
     return GatedMlp(
+        name,
         spec.hidden_size,
         spec.dense_intermediate_size,
         gated_activation(spec.activation),
         groups.tensor,
-        dtype,
-        device,
+        storage,
     )

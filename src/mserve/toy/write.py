@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mserve.checkpoint import expected_tensors, parse_config
+from mserve.checkpoint import NewTensor, expected_tensors, parse_config, write_shards
 from mserve.core import SetupError
 from mserve.toy.config import VISION, config_json, generation_json
 from mserve.toy.shape import Preset, choose_shape
-from mserve.toy.shards import NewTensor, write_shards
 from mserve.toy.tokenizer import chat_template, tokenizer_config, tokenizer_json
 from mserve.toy.values import Shape, stored_dtype, tensor_bytes
 

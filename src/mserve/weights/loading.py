@@ -21,7 +21,16 @@ from mserve.weights.piece import Piece
 
 Progress = Callable[[int, int], None]
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# e8m0 scales are kept as the bytes they are.
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e8m0fnu": torch.uint8,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "int32": torch.int32,
+}
 
 # Copied at once, then its pages are let go: long enough for full copy speed (torch's own threads
 # share one copy), short enough for a smooth progress bar and a small footprint.
@@ -87,7 +96,8 @@ def _check_filled(pieces: list[Piece], parameters: Mapping[str, torch.Tensor]) -
     for parameter in parameters.values():
         missing[_storage(parameter)] += parameter.numel()
     for piece in pieces:
-        missing[_storage(piece.destination)] -= piece.destination.numel()
+        if isinstance(piece.destination, torch.Tensor):
+            missing[_storage(piece.destination)] -= piece.destination.numel()
     unfilled = [name for name, tensor in parameters.items() if missing[_storage(tensor)] > 0]
     if unfilled:
         raise ValueError(f"no piece fills all of {', '.join(unfilled[:3])}")
@@ -126,7 +136,8 @@ def _copy(mapping: mmap.mmap, source: TensorSource, piece: Piece) -> Iterator[in
     flat = torch.frombuffer(mapping, dtype=dtype, count=count, offset=source.offset)
     rows = flat.view(source.shape)[piece.source_slice]
     row_bytes = source.nbytes // source.shape[0]
-    step = max(1, _CHUNK_BYTES // row_bytes)
+    together = piece.rows_together
+    step = max(1, _CHUNK_BYTES // row_bytes // together) * together
     first = piece.source_slice[0].indices(source.shape[0])[0]
     for start in range(0, rows.shape[0], step):
         part = rows[start : start + step]

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 
 
+class Destination(Protocol):
+    """What takes the rows of a tensor: a tensor, or something that stores them in another form."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice) -> Self: ...
+
+    def copy_(self, rows: torch.Tensor) -> object:
+        """Take ``rows``, all of this destination's."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """``destination`` (a view of a preallocated parameter) is filled from ``source[source_slice]``.
+    """``destination`` (a part of a preallocated parameter) is filled from ``source[source_slice]``.
 
     ``source`` is a tensor's hub name without ``language_model.``; ``source_slice`` has one slice
     per dimension of that tensor, and the shapes are then equal. The dtype is the destination's.
+    A destination may want its rows a multiple of ``rows_together`` at a time, all but the last.
     """
 
-    destination: torch.Tensor
+    destination: Destination
     source: str
     source_slice: tuple[slice, ...]
+    rows_together: int = 1

@@ -13,9 +13,9 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+from mserve.checkpoint.header import format_name
 from mserve.core import DTYPE_BYTES
 
-_FORMAT_NAMES = {"bfloat16": "BF16", "float32": "F32"}
 _HEADER_ALIGNMENT_BYTES = 64
 
 
@@ -75,7 +75,7 @@ def _header(shard: list[NewTensor]) -> bytes:
     offset = 0
     for tensor in shard:
         entries[tensor.name] = {
-            "dtype": _FORMAT_NAMES[tensor.dtype],
+            "dtype": format_name(tensor.dtype),
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + tensor.nbytes],
         }

@@ -1,0 +1,61 @@
+"""The gated MLPs of a layer over weights of any storage: which kernel takes them.
+
+Where every matrix is plain it is the fused kernel. Packed matrices go through one linear each, by
+the same routing. Knows storages; does not know layers.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mserve import kernels
+from mserve.kernels import GatedActivation
+from mserve.weights.plain import PlainWeight
+from mserve.weights.weight import Weight
+
+GatedPair = tuple[Weight, Weight]
+"""gate_up [2I, hidden] and down [hidden, I]."""
+
+
+def run_experts(
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: Weight,
+    down: Weight,
+    activation: GatedActivation,
+    first_expert: int,
+    shared: GatedPair | None,
+) -> torch.Tensor:
+    """As ``kernels.run_experts``, of the dtype of ``hidden``: stacks ``gate_up`` [E, 2I, hidden]
+    and ``down`` [E, hidden, I], and the pair of the shared expert if there is one."""
+    matrices = (gate_up, down, *(shared or ()))
+    if tensors := _plain(matrices):
+        pair = (tensors[2], tensors[3]) if shared else None
+        return kernels.run_experts(
+            hidden, ids, weights, tensors[0], tensors[1],
+            activation, first_expert, pair, hidden.dtype,
+        )  # fmt: skip
+
+    def expert(number: int, rows: torch.Tensor) -> torch.Tensor:
+        return gated_mlp(rows, gate_up[number], down[number], activation)
+
+    total = kernels.sum_experts(hidden, ids, weights, gate_up.shape[0], expert, first_expert)
+    if shared is not None:
+        total += gated_mlp(hidden, *shared, activation)
+    return total.to(hidden.dtype)
+
+
+def gated_mlp(
+    hidden: torch.Tensor, gate_up: Weight, down: Weight, activation: GatedActivation
+) -> torch.Tensor:
+    """down(activation(gate, up)) of ``hidden`` [T, hidden], of its shape and dtype."""
+    if tensors := _plain((gate_up, down)):
+        return kernels.gated_mlp(hidden, *tensors, activation)
+    return down.linear(activation(gate_up.linear(hidden)))
+
+
+def _plain(matrices: tuple[Weight, ...]) -> list[torch.Tensor]:
+    """The tensors of plain weights; none unless all are."""
+    plain = [matrix.tensor for matrix in matrices if isinstance(matrix, PlainWeight)]
+    return plain if len(plain) == len(matrices) else []
