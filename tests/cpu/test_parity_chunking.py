@@ -26,6 +26,9 @@ SPECS = {
 LENGTH = 1000
 
 
+pytestmark = pytest.mark.usefixtures("both_kernels")
+
+
 @pytest.fixture(scope="module", params=SPECS.items(), ids=SPECS)
 def model(request):
     name, spec = request.param

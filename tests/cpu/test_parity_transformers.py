@@ -31,6 +31,9 @@ SPECS = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("both_kernels")
+
+
 @pytest.fixture(scope="module", params=SPECS.items(), ids=SPECS)
 def pair(request):
     """A transformers model and ours with its weights."""
