@@ -19,7 +19,7 @@ from mserve.checkpoint import (
 )
 from mserve.core import EngineConfig, SetupError
 from mserve.kernels import KernelChoice, choose_kernels
-from mserve.layers import KVCache
+from mserve.layers import KVCache, check_kernels
 from mserve.models import build_model
 from mserve.parallel import Groups
 from mserve.runner import Runner
@@ -80,16 +80,21 @@ def load_runner(
     groups: Groups,
     device: torch.device,
     num_blocks: int,
+    kernels: KernelChoice,
     progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
 ) -> Runner:
-    """This rank's share of the model, loaded, with ``num_blocks`` empty KV blocks."""
+    """This rank's share of the model, loaded, with ``num_blocks`` empty KV blocks.
+    Kernels other than the reference are held against it first."""
     spec, dtype = spec_to_run(config, checkpoint), dtype_name(config, checkpoint)
     model = build_model(spec, groups, getattr(torch, dtype), device)
     load(checkpoint, model.pieces(), progress)
-    layout = cache_layout(spec, config, groups.tensor.size)
+    cache = KVCache(cache_layout(spec, config, groups.tensor.size), num_blocks, device)
+    if kernels.implementation != "reference":
+        with torch.inference_mode():
+            check_kernels(model, cache)
     return Runner(
         model,
-        KVCache(layout, num_blocks, device),
+        cache,
         groups.tensor,
         num_rows=config.scheduler.max_num_seqs,
         vocab_size=spec.vocab_size,

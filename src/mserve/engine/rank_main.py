@@ -40,7 +40,7 @@ def main() -> None:
     threading.Thread(target=_receive, args=(frames, plans), daemon=True).start()
 
     device = device_of_rank(launch.config, launch.rank)
-    use_threads(device, launch.num_threads)
+    kernels = use_threads(device, launch.num_threads)
     checkpoint = open_checkpoint(launch.config.model.path)
     sys.stdout.buffer.write(HELLO)
     sys.stdout.buffer.flush()
@@ -52,7 +52,7 @@ def main() -> None:
         expert_parallel=launch.config.parallel.enable_expert_parallel,
         backend="nccl" if device.type == "cuda" else "gloo",
     )
-    runner = load_runner(checkpoint, launch.config, groups, device, launch.num_blocks)
+    runner = load_runner(checkpoint, launch.config, groups, device, launch.num_blocks, kernels)
     decoder = msgspec.msgpack.Decoder(StepPlan)
     while True:
         runner.run(decoder.decode(plans.get()))

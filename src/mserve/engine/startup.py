@@ -130,7 +130,13 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
             config, device, memory.num_blocks, threads, meeting_place, report, resources
         )
         runner: Runner = load_runner(
-            checkpoint, config, groups, device, memory.num_blocks, _WeightProgress(report)
+            checkpoint,
+            config,
+            groups,
+            device,
+            memory.num_blocks,
+            kernels,
+            _WeightProgress(report),
         )
         if ranks is not None:
             runner = RankedRunner(runner, ranks)

@@ -22,6 +22,7 @@ from mserve.kernels.choose import (
     sparse_attention,
     use_kernels,
 )
+from mserve.kernels.compare import compared_kernels
 from mserve.kernels.exact_top_k import exact_top_k
 from mserve.kernels.linear_fp8_block import FP8_BLOCK, dequantize_fp8_block, linear_fp8_block
 from mserve.kernels.linear_int8 import linear_int8, linear_int8_static, quantize_tokens
@@ -39,6 +40,7 @@ __all__ = [
     "KernelChoice",
     "ScaledPlane",
     "choose_kernels",
+    "compared_kernels",
     "dequantize_fp8_block",
     "dequantize_mxfp8",
     "exact_top_k",

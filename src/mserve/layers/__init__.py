@@ -6,6 +6,7 @@ from mserve.layers.decoder import Decoder, DecoderLayer
 from mserve.layers.kv_cache import KVCache
 from mserve.layers.mlp import GatedMlp, SparseMoe, gated_activation
 from mserve.layers.norm import FullWidthNorm, GemmaRmsNorm, PerHeadNorm, RmsNorm
+from mserve.layers.self_check import check_kernels
 from mserve.layers.shard import head_share
 from mserve.layers.vocabulary import Embedding, Head
 
@@ -26,6 +27,7 @@ __all__ = [
     "RmsNorm",
     "SpanGroup",
     "SparseMoe",
+    "check_kernels",
     "gated_activation",
     "head_share",
 ]

@@ -1,0 +1,67 @@
+"""Run every op by both implementations and hold one against the other.
+
+For the check at start-up: a processor, compiler or checkpoint on which a fast kernel is wrong must
+not serve. Both get the same inputs, so a difference is the op's own and no rounding of an earlier
+op is blamed on it. Knows ops and tolerances; does not know layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from mserve.core import SetupError
+from mserve.kernels.choose import OPS, Op
+
+# Largest difference, relative to the largest value. Two orders of summation differ by a few
+# roundings; a lost scale, clamp or block by far more.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+
+
+@contextmanager
+def compared_kernels() -> Iterator[None]:
+    """Within the block every op runs both ways and returns the native result.
+
+    Raises:
+        SetupError: names the first op whose results differ.
+    """
+    before = [op.run for op in OPS]
+    for op in OPS:
+        op.run = _compared(op)
+    try:
+        yield
+    finally:
+        for op, run in zip(OPS, before, strict=True):
+            op.run = run
+
+
+def _compared(op: Op) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        expected = op.reference(*args, **kwargs)
+        found = op.native(*args, **kwargs)
+        pairs = (
+            zip(expected, found, strict=True) if isinstance(found, tuple) else [(expected, found)]
+        )
+        for wanted, got in pairs:
+            error = difference(wanted, got)
+            if not error <= _TOLERANCE.get(wanted.dtype, 0.0):
+                raise SetupError(
+                    f"the C++ kernel {op.name} is off by {error:.2g} of its reference here",
+                    hint="set MSERVE_ISA=plain to serve without vector instructions, and report it",
+                )
+        return found
+
+    return run
+
+
+def difference(wanted: torch.Tensor, got: torch.Tensor) -> float:
+    """Largest absolute difference over the largest absolute value; NaN if either has one."""
+    if not wanted.numel():
+        return 0.0
+    if not wanted.dtype.is_floating_point:
+        return float((wanted != got).any())
+    scale = wanted.abs().max().float().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((wanted.float() - got.float()).abs().max() / scale)
