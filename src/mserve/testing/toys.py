@@ -23,7 +23,7 @@ from mserve.core import (
     SchedulerConfig,
 )
 from mserve.engine import Engine
-from mserve.engine.load import load_runner
+from mserve.engine.load import load_runner, use_threads
 from mserve.parallel import Groups
 from mserve.scheduler import Scheduler
 from mserve.toy import write_toy
@@ -80,7 +80,8 @@ class BareEngine:
         scheduler = scheduler or SchedulerConfig()
         config = EngineConfig(model=ModelConfig(path=str(path)), scheduler=scheduler)
         device = torch.device("cpu")
-        runner = load_runner(open_checkpoint(path), config, Groups(), device, num_blocks)
+        kernels = use_threads(device, torch.get_num_threads())
+        runner = load_runner(open_checkpoint(path), config, Groups(), device, num_blocks, kernels)
         ledger = BlockLedger(num_blocks)
         self.engine = Engine(
             Scheduler(
