@@ -14,16 +14,18 @@ from mserve.kernels.choose import (
     norm_rope,
     paged_attention,
     rms_norm,
+    rms_norm_rope,
     route,
     run_experts,
     select_blocks,
     sparse_attention,
+    sum_squares,
     use_kernels,
+    write_kv,
 )
 from mserve.kernels.exact_top_k import exact_top_k
 from mserve.kernels.rms_norm import rms_norm_given
 from mserve.kernels.rope import rope, rope_angles
-from mserve.kernels.write_kv import write_kv
 
 __all__ = [
     "GatedActivation",
@@ -37,6 +39,7 @@ __all__ = [
     "paged_attention",
     "rms_norm",
     "rms_norm_given",
+    "rms_norm_rope",
     "rope",
     "rope_angles",
     "route",
@@ -44,6 +47,7 @@ __all__ = [
     "select_blocks",
     "silu_gated",
     "sparse_attention",
+    "sum_squares",
     "swiglu_oai",
     "use_kernels",
     "write_kv",
