@@ -68,6 +68,7 @@ class SparseLayer:
     def our_output(self) -> torch.Tensor:
         batch = Batch.build([([1] * LENGTH, 0, range(blocks_for(LENGTH)))], CPU)
         cache = new_cache(SPEC, 128, str(self.dtype).removeprefix("torch."))
+        cache.clear(batch.opened_blocks)
         angles = rope_angles(batch.positions, SPEC.rope_theta, SPEC.rotary_dim)
         return self.ours(self.hidden, batch, angles, cache)
 

@@ -37,7 +37,8 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     """Compute ``length`` tokens of ``row`` from position ``start`` on.
 
     ``new_block_ids`` are appended to the row's block table before the span runs; the table then
-    covers position ``start + length - 1``. With ``samples``, the span ends at the row's last known
+    covers position ``start + length - 1``, and often more: a row gets the blocks of all its known
+    tokens with its first span. With ``samples``, the span ends at the row's last known
     token and the runner samples its successor and appends it to the row's tokens.
     """
 

@@ -7,7 +7,6 @@ travel in ``SamplingParams`` for the text side; the engine itself only acts on t
 from __future__ import annotations
 
 import enum
-import math
 
 import msgspec
 
@@ -84,10 +83,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _between(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    inside = math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
+    inside = (low < value if open_low else low <= value) and value <= high  # never true of NaN
     if not inside:
         bracket = "(" if open_low else "["
-        raise RequestError(f"{name} must be in {bracket}{low}, {high}], got {value}", param=name)
+        got = str(value)[:40]  # an integer may have thousands of digits
+        raise RequestError(f"{name} must be in {bracket}{low}, {high}], got {got}", param=name)
 
 
 def _validate_stops(stops: tuple[str, ...]) -> None:
@@ -149,4 +149,5 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the id that ended it, if eos or a stop id did
     error: str | None = None  # with finish_reason ERROR
+    error_code: str | None = None  # the ``code`` of core.errors that it would have raised
     times: RequestTimes | None = None  # with any finish reason

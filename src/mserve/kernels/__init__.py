@@ -8,6 +8,7 @@ from mserve.kernels.activation import GatedActivation, silu_gated, swiglu_oai
 from mserve.kernels.choose import (
     KernelChoice,
     choose_kernels,
+    find_kernels,
     gated_mlp,
     gemma_rms_norm,
     linear,
@@ -32,6 +33,7 @@ __all__ = [
     "KernelChoice",
     "choose_kernels",
     "exact_top_k",
+    "find_kernels",
     "gated_mlp",
     "gemma_rms_norm",
     "linear",

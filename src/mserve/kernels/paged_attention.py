@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import torch
 
-from mserve.core import BLOCK_TOKENS
+from mserve.core import BLOCK_TOKENS, blocks_for
 from mserve.kernels.attend import attend, join
 from mserve.kernels.gather_blocks import gather_blocks
 
 _SEGMENT_BLOCKS = 256  # 64 MiB of bf16 keys and values for 4 KV heads of 128
-_CHUNK_ROWS = 1024  # query rows (tokens x heads of a group) whose mask exists at once
+_CHUNK_ROWS = 128  # query rows (tokens x heads of a group) whose scores exist at once
 
 
 def paged_attention(
@@ -50,7 +50,7 @@ def paged_attention(
         key_positions = torch.arange(start_key, start_key + keys.shape[2], device=query.device)
         for start in range(0, length, chunk):
             end = min(start + chunk, length)
-            num_keys = min(keys.shape[2], last + end - start_key)
+            num_keys = min(keys.shape[2], blocks_for(last + end) * BLOCK_TOKENS - start_key)
             if num_keys <= 0:
                 continue
             visible = None
@@ -58,8 +58,13 @@ def paged_attention(
                 seen = key_positions[:num_keys] <= positions[:, start:end, None]
                 visible = seen.repeat_interleave(per_group, dim=1)[None]
             here = slice(start * per_group, end * per_group)
+            # A batched GEMM over a strided slice would copy it transposed, at ten times the price.
             partial = attend(
-                rows[:, :, here], keys[:, :, :num_keys], values[:, :, :num_keys], visible, scale
+                rows[:, :, here],
+                keys[:, :, :num_keys].contiguous(),
+                values[:, :, :num_keys].contiguous(),
+                visible,
+                scale,
             )
             if start_block:
                 partial = join((output[:, :, here], log_sum[:, :, here]), partial)

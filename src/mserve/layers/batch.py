@@ -10,7 +10,7 @@ positions and block ids; does not know requests, plans or what the layers comput
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -118,7 +118,9 @@ class Batch:
         )
 
 
-def _block_tables(spans: Sequence[BatchSpan], block_ids: Sequence[Sequence[int]]) -> np.ndarray:
+def _block_tables(
+    spans: Sequence[BatchSpan], block_ids: Sequence[Sequence[int] | np.ndarray]
+) -> np.ndarray:
     width = max(blocks_for(span.context_length) for span in spans)
     tables = np.empty((len(spans), width), dtype=np.int64)
     for table, span, ids in zip(tables, spans, block_ids, strict=True):
@@ -154,7 +156,9 @@ def _fits(spans: Sequence[BatchSpan], group: list[int], number: int) -> bool:
     )
 
 
-def _group(spans: Sequence[BatchSpan], tables: np.ndarray, tensor) -> SpanGroup:  # type: ignore[no-untyped-def]
+def _group(
+    spans: Sequence[BatchSpan], tables: np.ndarray, tensor: Callable[[np.ndarray], torch.Tensor]
+) -> SpanGroup:
     offsets = np.arange(spans[0].length)
     contexts = [span.context_length for span in spans]
     return SpanGroup(

@@ -11,12 +11,14 @@ from mserve.core import BLOCK_TOKENS, KVLayout
 
 
 class KVCache:
-    """``num_blocks`` blocks of ``layout``, zeroed."""
+    """``num_blocks`` blocks of ``layout``. What one holds before it is cleared means nothing."""
 
     def __init__(self, layout: KVLayout, num_blocks: int, device: torch.device) -> None:
         self.layout = layout
         self.num_blocks = num_blocks
-        self.pool = torch.zeros((num_blocks, layout.block_bytes), dtype=torch.uint8, device=device)
+        # Not zeroed: the system then hands out pages as blocks are first used, instead of most of
+        # the machine's memory being written before the first request (about 1 s per GB).
+        self.pool = torch.empty((num_blocks, layout.block_bytes), dtype=torch.uint8, device=device)
         offsets = layout.offsets()
         self._planes: dict[tuple[int, str], torch.Tensor] = {}
         for plane in layout.planes:

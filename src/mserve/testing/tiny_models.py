@@ -166,7 +166,10 @@ def load_model(
 
 
 def new_cache(spec: ModelSpec, num_blocks: int, dtype: str = "float32", ranks: int = 1) -> KVCache:
-    return KVCache(kv_layout(spec, ranks=ranks, dtype=dtype), num_blocks, CPU)
+    """Blocks full of NaN, as what a pool holds before a block is cleared may be anything."""
+    cache = KVCache(kv_layout(spec, ranks=ranks, dtype=dtype), num_blocks, CPU)
+    cache.pool.fill_(0xFF)
+    return cache
 
 
 class Session:

@@ -8,9 +8,23 @@ Knows the schema. Does not know sockets (``client``, ``port``) or what a message
 
 from __future__ import annotations
 
+from typing import BinaryIO
+
 import msgspec
 
-from mserve.core import Request, RequestOutput
+from mserve.core import EngineConfig, Request, RequestOutput
+
+
+class EngineLaunch(msgspec.Struct, frozen=True):
+    """First words to a new engine process, on its standard input: what to load, where to talk.
+
+    Standard input then stays open and silent; its end means that the front end is gone, and the
+    engine exits.
+    """
+
+    config: EngineConfig
+    inbox: str  # zmq address from which the engine pulls ToEngine
+    outbox: str  # zmq address to which it pushes FromEngine
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -35,7 +49,9 @@ ToEngine = Submit | Abort | Shutdown
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
     """Progress of start-up, for /readyz and the terminal."""
 
-    stage: str  # "checkpoint", "memory", "weights", "warmup"
+    stage: (
+        str  # in order: "start", "checkpoint", "memory", "ranks" (if several), "weights", "warmup"
+    )
     fraction: float  # of this stage, 0 to 1
     detail: str = ""
 
@@ -100,3 +116,29 @@ def decode_from_engine(data: bytes) -> FromEngine:
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 _from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+_launch: msgspec.msgpack.Decoder[EngineLaunch] = msgspec.msgpack.Decoder(EngineLaunch)
+
+_LENGTH_BYTES = 4
+
+
+def encode_launch(launch: EngineLaunch) -> bytes:
+    """A length in 4 big-endian bytes, then msgpack, so that the reader need not wait for the end
+    of a stream that stays open."""
+    body = _encoder.encode(launch)
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def read_launch(stream: BinaryIO) -> EngineLaunch:
+    """Blocks until the launch has arrived. Raises ``EOFError`` if the stream ends before."""
+    length = int.from_bytes(_read_exactly(stream, _LENGTH_BYTES), "big")
+    return _launch.decode(_read_exactly(stream, length))
+
+
+def _read_exactly(stream: BinaryIO, num_bytes: int) -> bytes:
+    data = b""
+    while len(data) < num_bytes:
+        piece = stream.read(num_bytes - len(data))
+        if not piece:
+            raise EOFError("the front end went away before it said what to load")
+        data += piece
+    return data

@@ -1,0 +1,62 @@
+# One word per task. `make` lists them.
+#   VENV=path     environment to use (default .venv)
+#   PYTHON=python interpreter that makes it (default: the first of 3.11 to 3.13 that runs)
+
+VENV ?= .venv
+PYTHON ?= $(shell sh tools/find_python.sh)
+DEMO ?= checkpoints/demo
+PORT ?= 8000
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed.stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve-demo chat test test-gpu lint check bench size
+
+help:  ## list the tasks
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: $(STAMP)  ## make .venv with everything in it
+
+# The stamp is younger than what was installed, so a second `make install` does nothing, and a
+# change of the requirements installs again.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; set PYTHON=" >&2; exit 2; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+serve-demo: $(STAMP) $(DEMO)/config.json  ## serve a small random checkpoint on 127.0.0.1
+	$(BIN)/mserve serve $(DEMO) --port $(PORT) --kv-cache-memory-bytes 1G
+
+# Written beside its place and moved there, so that a run cut short leaves nothing half made.
+$(DEMO)/config.json: | $(STAMP)
+	rm -rf $(DEMO).part
+	$(BIN)/mserve toy $(DEMO).part --preset demo
+	mv $(DEMO).part $(DEMO)
+
+chat: $(STAMP)  ## talk to the server that serve-demo runs
+	$(BIN)/mserve chat http://127.0.0.1:$(PORT)
+
+test: $(STAMP)  ## tests that need no GPU
+	$(BIN)/python -m pytest tests/plan tests/cpu tests/serve --quiet
+
+test-gpu: $(STAMP)  ## tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest tests/gpu --quiet
+
+lint: $(STAMP)  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint  ## lint, the repository's own rules, then the tests
+	$(BIN)/python tools/check_tree.py
+	$(BIN)/python tools/check_files.py
+	$(MAKE) test
+
+bench: $(STAMP)  ## decode, prefill and latency of the bench presets over HTTP
+	$(BIN)/python benchmarks/serve.py
+
+size:  ## lines per folder, and what this change adds
+	@$(if $(PYTHON),"$(PYTHON)",python3) tools/size.py

@@ -1,0 +1,130 @@
+"""Changes to single logits before a token is chosen: penalties, bias, forbidden ids.
+
+Each touches few of a row's entries, so a batch of them is three flat arrays (row, id, how), and
+all rows change in one indexed operation. Knows rows of logits; does not know requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class LogitEdit(Protocol):
+    """New values for the entries (``rows[i]``, ``ids[i]``), int64 [N]."""
+
+    @property
+    def rows(self) -> np.ndarray: ...
+    @property
+    def ids(self) -> np.ndarray: ...
+    def changed(self, values_N: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Repetition divides a positive logit and multiplies a negative one, once per id seen in
+    prompt or output. Frequency is subtracted per occurrence in the output, presence once if
+    there is any. Pairs (row, id) are distinct; all arrays are [N]."""
+
+    rows: np.ndarray
+    ids: np.ndarray
+    output_counts: np.ndarray
+    repetition: np.ndarray
+    presence: np.ndarray
+    frequency: np.ndarray
+
+    def changed(self, values_N: Tensor) -> Tensor:
+        repetition, counts = _like(self.repetition, values_N), _like(self.output_counts, values_N)
+        values_N = torch.where(values_N > 0, values_N / repetition, values_N * repetition)
+        values_N = values_N - counts * _like(self.frequency, values_N)
+        return values_N - (counts > 0) * _like(self.presence, values_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """``amounts`` [N] are added. Pairs (row, id) are distinct."""
+
+    rows: np.ndarray
+    ids: np.ndarray
+    amounts: np.ndarray
+
+    def changed(self, values_N: Tensor) -> Tensor:
+        return values_N + _like(self.amounts, values_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Forbidden:
+    """These ids cannot be chosen."""
+
+    rows: np.ndarray
+    ids: np.ndarray
+
+    def changed(self, values_N: Tensor) -> Tensor:
+        return torch.full_like(values_N, -torch.inf)
+
+
+@contextmanager
+def edited(logits_RV: Tensor, edits: Sequence[LogitEdit]) -> Iterator[None]:
+    """Apply ``edits`` in order and in place, and put the old values back at the end.
+
+    Log-probabilities are of the raw logits, and a copy of them would cost as much memory as the
+    logits do; the entries touched are few.
+    """
+    undo: list[tuple[Tensor, Tensor, Tensor]] = []
+    for edit in edits:
+        rows = torch.from_numpy(edit.rows).to(logits_RV.device)
+        ids = torch.from_numpy(edit.ids).to(logits_RV.device)
+        before = logits_RV[rows, ids]
+        undo.append((rows, ids, before))
+        logits_RV[rows, ids] = edit.changed(before)
+    try:
+        yield
+    finally:
+        for rows, ids, before in reversed(undo):
+            logits_RV[rows, ids] = before
+
+
+class TokenCounts:
+    """The distinct ids of one request's tokens, and how often each occurs in its output.
+
+    Grows by one token at constant cost, since a step must not go over the whole context again.
+    """
+
+    def __init__(self, prompt_ids: np.ndarray, output_ids: np.ndarray) -> None:
+        distinct, first = np.unique(np.concatenate([prompt_ids, output_ids]), return_inverse=True)
+        self._length = len(distinct)
+        self._ids = distinct.astype(np.int64)
+        self._counts = np.bincount(first[len(prompt_ids) :], minlength=self._length)
+        self._index = {token_id: index for index, token_id in enumerate(distinct.tolist())}
+
+    def add(self, token_id: int) -> None:
+        """One more output token."""
+        index = self._index.get(token_id)
+        if index is None:
+            index = self._index[token_id] = self._length
+            if index == len(self._ids):
+                self._ids = np.concatenate([self._ids, np.zeros(index + 16, np.int64)])
+                self._counts = np.concatenate([self._counts, np.zeros(index + 16, np.int64)])
+            self._ids[index] = token_id
+            self._length += 1
+        self._counts[index] += 1
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Distinct ids of prompt and output, int64 [N]."""
+        return self._ids[: self._length]
+
+    @property
+    def output_counts(self) -> np.ndarray:
+        """Occurrences in the output, int64 [N]."""
+        return self._counts[: self._length]
+
+
+def _like(array: np.ndarray, values: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(values.device, values.dtype)

@@ -1,0 +1,110 @@
+"""A request's body: read within bounds, decoded into its schema, nothing dropped silently.
+
+Unknown fields are tolerated, since clients of every provider meet here, but they are listed in a
+response header. Knows JSON and HTTP bodies. Does not know what fields mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from mserve.core import RequestError
+from mserve.server.errors import HTTPError
+from mserve.server.schema import HARMLESS
+
+MAX_BODY_BYTES = 32 << 20
+BODY_TIMEOUT_S = 30.0
+IGNORED_HEADER = "x-mserve-ignored"
+
+_MAX_HEADER_CHARS = 1024
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+async def read_body(request: Request) -> bytes:
+    """Raises ``HTTPError`` 415, 413 or 408."""
+    content_type = request.headers.get("content-type", "application/json")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise HTTPError(415, "the body must be JSON: send content-type: application/json")
+    too_large = HTTPError(413, f"the body is larger than {MAX_BODY_BYTES >> 20} MB")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > MAX_BODY_BYTES:
+                    raise too_large
+    except TimeoutError:
+        message = f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s"
+        raise HTTPError(408, message) from None
+    except ClientDisconnect:
+        raise HTTPError(408, "the client left before its body had arrived") from None
+    return bytes(body)
+
+
+def decode(body: bytes, schema: type[T]) -> tuple[T, list[str]]:
+    """The request, and the names of its fields that have no effect.
+
+    Raises ``RequestError`` naming the field that is wrong or not supported.
+    """
+    known = {field.encode_name for field in msgspec.structs.fields(schema)}
+    try:
+        body.decode()
+        fields = _top_level.decode(body)
+        request = msgspec.json.decode(body, type=schema)
+        unknown = {name: raw for name, raw in fields.items() if name not in known}
+        for name, raw in unknown.items():
+            _refuse_unless_harmless(name, raw)
+    except UnicodeDecodeError:
+        raise RequestError("the body is not valid UTF-8", code="invalid_json") from None
+    except RecursionError:
+        raise RequestError("the body is nested too deeply", code="invalid_json") from None
+    except msgspec.ValidationError as error:
+        raise _explained(error) from None
+    except msgspec.DecodeError as error:
+        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    return request, sorted(name for name in unknown if name not in HARMLESS)
+
+
+def ignored_header(names: list[str]) -> dict[str, str]:
+    """Lists the fields without effect; empty when there are none."""
+    shown = [name for name in names if _HEADER_SAFE.fullmatch(name)]
+    if len(shown) < len(names):
+        shown.append("...")
+    return {IGNORED_HEADER: ", ".join(shown)[:_MAX_HEADER_CHARS]} if names else {}
+
+
+def _refuse_unless_harmless(name: str, raw: msgspec.Raw) -> None:
+    harmless = HARMLESS.get(name)
+    if harmless is None:
+        return
+    value: Any = msgspec.json.decode(raw)
+    if value is not None and not harmless(value):
+        raise RequestError(f"{name} is not supported", param=name, code="unsupported_parameter")
+
+
+def _explained(error: msgspec.ValidationError) -> RequestError:
+    """msgspec says "Expected `int | null`, got `str` - at `$.n`": the same in JSON's words."""
+    message, _, path = str(error).partition(" - at ")
+    for ours, json_name in _JSON_NAMES.items():
+        message = re.sub(rf"\b{ours}\b", json_name, message)
+    path = path.strip("`").removeprefix("$").removeprefix(".")
+    missing = re.search(r"missing required field `(\w+)`", message)
+    param = ".".join(filter(None, [path, missing.group(1) if missing else ""])) or None
+    message = message[:1].lower() + message[1:]
+    if param is None and "`object`" in message:
+        return RequestError(f"the body must be a JSON object: {message}", code="invalid_json")
+    return RequestError(f"{param}: {message}" if param else message, param=param)
+
+
+_top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_JSON_NAMES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
+_HEADER_SAFE = re.compile(r"[A-Za-z0-9_.-]{1,64}")

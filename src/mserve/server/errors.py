@@ -1,0 +1,134 @@
+"""One shape for every error that leaves the server.
+
+    {"error": {"message", "type", "param", "code"}}
+
+Knows how core errors, HTTP errors and bugs become that shape. Does not know endpoints.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mserve.core import (
+    ContextLengthError,
+    EngineError,
+    FinishReason,
+    MserveError,
+    NotReadyError,
+    OverloadedError,
+    QueueFullError,
+    RequestError,
+    RequestOutput,
+)
+
+log = logging.getLogger(__name__)
+
+_HTTP_CODES = {
+    401: "invalid_api_key",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
+
+
+class HTTPError(MserveError):
+    """A refusal by the HTTP layer itself, before any endpoint's own rules."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message, code=_HTTP_CODES[status])
+        self.status = status
+
+
+def error_body(error: MserveError) -> dict[str, Any]:
+    return {
+        "error": {
+            "message": error.message,
+            "type": _type_of(error.status),
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def error_response(error: MserveError, headers: Mapping[str, str] | None = None) -> Response:
+    """``headers`` in addition to what the error itself calls for."""
+    all_headers = dict(headers or {})
+    if isinstance(error, OverloadedError):
+        all_headers["retry-after"] = str(error.retry_after_s)
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        all_headers["www-authenticate"] = "Bearer"
+    return Response(
+        msgspec.json.encode(error_body(error)),
+        status_code=error.status,
+        headers=all_headers,
+        media_type="application/json",
+    )
+
+
+def error_of_output(output: RequestOutput) -> MserveError:
+    """The error that ended a request in the engine."""
+    if output.finish_reason is FinishReason.ABORT:
+        return shutting_down()
+    message, code = output.error or "the engine failed on this request", output.error_code
+    if code == ContextLengthError.code:
+        return ContextLengthError(message)
+    if code == QueueFullError.code:
+        return QueueFullError(message)
+    if code in ("engine_restarting", "server_shutting_down", NotReadyError.code):
+        return NotReadyError(message, code=code)
+    if code == RequestError.code:
+        return RequestError(message)
+    return EngineError(message)
+
+
+def shutting_down() -> NotReadyError:
+    return NotReadyError("the server is shutting down", code="server_shutting_down")
+
+
+async def on_mserve_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, MserveError)
+    return error_response(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        message = f"there is no {request.url.path} here"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        message = f"{request.url.path} does not take {request.method}"
+    else:
+        message = error.detail
+    wrapped = MserveError(message, code=_HTTP_CODES.get(error.status_code, "http_error"))
+    wrapped.status = error.status_code
+    return error_response(wrapped, error.headers)
+
+
+async def on_bug(request: Request, error: Exception) -> Response:
+    """Anything nobody raised on purpose: logged in full, shown as a plain 500."""
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return error_response(MserveError("internal error; the server's log has the details"))
+
+
+def _type_of(status: int) -> str:
+    match status:
+        case HTTPStatus.UNAUTHORIZED:
+            return "authentication_error"
+        case HTTPStatus.NOT_FOUND:
+            return "not_found_error"
+        case HTTPStatus.SERVICE_UNAVAILABLE:
+            return "overloaded_error"
+        case _ if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return "invalid_request_error"
+        case _:
+            return "server_error"
