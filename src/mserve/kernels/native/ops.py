@@ -352,9 +352,10 @@ def _block_stride(plane: torch.Tensor) -> int:
 
 def _same_dtype(*tensors: torch.Tensor) -> int:
     first = tensors[0].dtype
-    if first not in _DTYPES or any(tensor.dtype != first for tensor in tensors):
-        kinds = ", ".join(str(tensor.dtype) for tensor in tensors)
-        raise NativeError(f"native kernels take bfloat16 or float32 throughout, not {kinds}")
+    for tensor in tensors:
+        if tensor.dtype is not first or first not in _DTYPES:
+            kinds = ", ".join(str(tensor.dtype) for tensor in tensors)
+            raise NativeError(f"native kernels take bfloat16 or float32 throughout, not {kinds}")
     return _DTYPES[first]
 
 
