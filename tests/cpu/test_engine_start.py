@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from mserve.core import (
     SchedulerConfig,
     SetupError,
 )
-from mserve.engine import ranks
+from mserve.engine import ranks, startup
 from mserve.engine.startup import start
 from mserve.testing.toys import BareEngine, small_toy
 from mserve.wire import (
@@ -181,6 +182,22 @@ def test_a_rank_that_dies_at_start_is_reported(checkpoint, monkeypatch):
     monkeypatch.setattr(ranks, "_spawn", stillborn)
     with pytest.raises(SetupError, match="rank 1 is gone before it was ready"):
         start(config_for(checkpoint, size=2))
+
+
+def test_the_ranks_meeting_place_stands_until_the_first_step_has_run(
+    checkpoint, monkeypatch, tmp_path
+):
+    place = tempfile.TemporaryDirectory(dir=tmp_path)
+    warm_up = startup._warm_up
+
+    def watched_warm_up(*arguments):
+        warm_up(*arguments)
+        assert Path(place.name).is_dir()
+
+    monkeypatch.setattr(startup, "rendezvous", lambda: place)
+    monkeypatch.setattr(startup, "_warm_up", watched_warm_up)
+    with start(config_for(checkpoint, size=2)):
+        assert not Path(place.name).exists()
 
 
 def test_closing_ends_the_other_ranks(checkpoint):

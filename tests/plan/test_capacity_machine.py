@@ -98,3 +98,11 @@ def test_this_machine_can_be_read() -> None:
     machine = read_machine()
     assert 0 < machine.available_bytes <= machine.total_bytes
     assert machine.cores >= 1
+
+
+@pytest.mark.parametrize("node", ["dev/nvidiactl", "dev/dxg"])
+def test_a_gpu_shows_in_the_device_folder(root: Path, node: str) -> None:
+    assert not read_machine(root).has_gpu
+    (root / "dev").mkdir()
+    (root / node).touch()
+    assert read_machine(root).has_gpu

@@ -25,6 +25,7 @@ from mserve.checkpoint import (
     MoeSpec,
     QuantSpec,
     WeightFormat,
+    check_ranks,
 )
 from mserve.core import (
     CacheConfig,
@@ -32,7 +33,9 @@ from mserve.core import (
     CapacityError,
     EngineConfig,
     ModelConfig,
+    ParallelConfig,
     SchedulerConfig,
+    SetupError,
 )
 
 GIB = 1 << 30
@@ -274,7 +277,9 @@ def test_a_refusal_names_the_largest_context_that_fits(
     else:
         used = whole.weight_bytes + whole.activation_bytes + whole.logits_bytes + whole.cache_bytes
         assert used <= available * utilization
-        assert used + whole.block_bytes > int(available * utilization)
+        assert whole.num_blocks <= whole.max_used_blocks
+        if whole.num_blocks < whole.max_used_blocks:
+            assert used + whole.block_bytes > int(available * utilization)
         assert whole.full_context_requests >= 1
 
 
@@ -286,6 +291,50 @@ def test_cache_bytes_may_be_given() -> None:
         plan_memory(SMALL, engine_config(max_len=1024, kv_cache_memory_bytes=3 * GIB), 2 * GIB, 1)
     hinted = int(re.findall(r"--kv-cache-memory-bytes (\d+)", str(caught.value.hint))[0])
     plan_memory(SMALL, engine_config(max_len=1024, kv_cache_memory_bytes=hinted), 2 * GIB, 1)
+
+
+@pytest.mark.parametrize("given", [1, 1 << 20])
+def test_too_few_cache_bytes_are_told_from_too_little_memory(given: int) -> None:
+    with pytest.raises(CapacityError) as caught:
+        plan_memory(SMALL, engine_config(max_len=4096, kv_cache_memory_bytes=given), 2 * GIB, 1)
+    assert "utilization" not in str(caught.value.hint)
+    wanted = int(re.findall(r"--kv-cache-memory-bytes (\d+)", str(caught.value.hint))[0])
+    enough = engine_config(max_len=4096, kv_cache_memory_bytes=wanted)
+    assert plan_memory(SMALL, enough, 2 * GIB, 1).full_context_requests == 1
+
+
+def test_memory_that_no_request_can_use_is_left_to_the_machine() -> None:
+    config = msgspec.structs.replace(
+        engine_config(max_len=1000), scheduler=SchedulerConfig(max_num_seqs=4)
+    )
+    plan = plan_memory(SMALL, config, 64 * GIB, 1)
+    assert plan.num_blocks == 4 * 8
+    assert plan.budget_bytes < GIB
+    assert "all that 4 requests at once can use" in render(plan)[-1]
+    asked = msgspec.structs.replace(config, cache=CacheConfig(kv_cache_memory_bytes=GIB))
+    assert plan_memory(SMALL, asked, 64 * GIB, 1).num_blocks > 4 * 8
+
+
+@pytest.mark.parametrize(
+    ("ranks", "experts", "named"),
+    [
+        (5, False, "num_attention_heads"),
+        (8, False, "the width of an expert"),
+        (16, True, "num_local_experts"),
+        (4, False, "num_key_value_heads"),
+    ],
+)
+def test_what_the_ranks_cannot_split_is_named(ranks: int, experts: bool, named: str) -> None:
+    spec = msgspec.structs.replace(
+        SMALL,
+        num_heads=48,
+        num_kv_heads=6 if ranks == 4 else 4,
+        moe=msgspec.structs.replace(SMALL.moe, intermediate_size=132 if ranks == 8 else 128),
+    )
+    parallel = ParallelConfig(tensor_parallel_size=ranks, enable_expert_parallel=experts)
+    check_ranks(spec, ParallelConfig())
+    with pytest.raises(SetupError, match=named):
+        check_ranks(spec, parallel)
 
 
 def test_the_precision_may_be_given() -> None:

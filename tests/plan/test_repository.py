@@ -112,7 +112,7 @@ def test_a_front_door_offers_what_it_lists(name: str) -> None:
     imported = {
         alias.asname or alias.name
         for node in ast.parse(source).body
-        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mserve")
         for alias in node.names
     }
     assert len(listed) == len(set(listed))
@@ -153,6 +153,25 @@ def test_every_decision_is_listed() -> None:
     folder = ROOT / "docs" / "decisions"
     pages = {path.name for path in folder.glob("[0-9]*.md")}
     assert pages == set(links(folder / "README.md"))
+
+
+def requirements() -> list[str]:
+    """What a user's installation brings."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    runtime = text.partition("dependencies = [")[2].partition("]\n")[0]
+    return re.findall(r'^    "([A-Za-z0-9_-]+)[<>=]', runtime, re.MULTILINE)
+
+
+# Required by what they are given to rather than imported: uvicorn's parser of HTTP.
+LOADED_BY_NAME = {"httptools"}
+IMPORTED_AS = {"markdown-it-py": "markdown_it", "pyzmq": "zmq"}
+
+
+@pytest.mark.parametrize("name", sorted(set(requirements()) - LOADED_BY_NAME))
+def test_every_requirement_is_used(name: str) -> None:
+    module = IMPORTED_AS.get(name, name.replace("-", "_"))
+    wanted = re.compile(rf"^\s*(import|from) {module}\b", re.MULTILINE)
+    assert any(wanted.search(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py"))
 
 
 def test_constraints_pin_every_requirement() -> None:

@@ -16,7 +16,6 @@ from mserve.text import (
     NoChatTemplate,
     NoTokenizer,
     load_chat_template,
-    load_generation_defaults,
     load_tokenizer,
 )
 
@@ -130,17 +129,3 @@ def test_unusable_tokenizers_are_refused_by_name(tmp_path: Path) -> None:
     tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[])).save(str(path))
     with pytest.raises(CheckpointError, match="supported: ByteLevel"):
         load_tokenizer(tmp_path)
-
-
-def test_generation_defaults(tmp_path: Path) -> None:
-    assert load_generation_defaults(tmp_path).sampling_values() == {}
-    path = tmp_path / "generation_config.json"
-    path.write_text('{"do_sample": true, "top_k": 40, "top_p": 0.95, "eos_token_id": [5, 6]}')
-    defaults = load_generation_defaults(tmp_path)
-    assert defaults.sampling_values() == {"top_p": 0.95, "top_k": 40}
-    assert defaults.eos_token_ids == (5, 6)
-    path.write_text('{"eos_token_id": 7}')
-    assert load_generation_defaults(tmp_path).eos_token_ids == (7,)
-    path.write_text('{"top_k": "many"}')
-    with pytest.raises(CheckpointError, match="top_k"):
-        load_generation_defaults(tmp_path)

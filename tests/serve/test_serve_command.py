@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from mserve.capacity import read_machine
 from mserve.checkpoint import open_checkpoint
 from mserve.cli.serve import check_fits, parse_bytes, url_host
 from mserve.cli.start_display import StartDisplay
-from mserve.core import EngineConfig, ModelConfig, ParallelConfig, SetupError
+from mserve.core import CapacityError, EngineConfig, ModelConfig, ParallelConfig, SetupError
 from mserve.toy import write_toy
 from mserve.wire import EngineStatus, Phase, Ready
 
@@ -117,9 +119,10 @@ def test_clients_that_leave_free_their_blocks(real_server: Any) -> None:
     ("flags", "words"),
     [
         (["--block-size", "64"], "128 tokens"),
-        (["--max-model-len", "4096"], "1024 positions"),
-        (["--tensor-parallel-size", "3"], "does not divide"),
+        (["--max-model-len", "4096"], "max_position_embeddings 1024"),
+        (["--tensor-parallel-size", "3"], "num_attention_heads"),
         (["--kv-cache-memory-bytes", "lots"], "not an amount"),
+        (["--kv-cache-memory-bytes", "1M", "--device", "cpu"], "use --max-model-len"),
         (["--gpu-memory-utilization", "1.5"], "share between 0 and 1"),
         (["--chat-template", "nowhere.jinja"], "nowhere.jinja"),
         (["--host", "256.0.0.1"], "cannot listen"),
@@ -174,10 +177,16 @@ def test_limits_of_the_checkpoint(toy: Path) -> None:
             parallel=ParallelConfig(tensor_parallel_size=ranks),
         )
 
-    check_fits(spec, config(ranks=spec.num_heads, length=1024))
-    for bad in (config(ranks=spec.num_heads + 1), config(length=1025)):
-        with pytest.raises(SetupError):
-            check_fits(spec, bad)
+    for has_gpu in (False, True):
+        machine = msgspec.structs.replace(read_machine(), has_gpu=has_gpu)
+        check_fits(spec, config(ranks=2, length=1024), machine)
+        for bad in (config(ranks=spec.num_heads + 1), config(length=1025)):
+            with pytest.raises(SetupError):
+                check_fits(spec, bad, machine)
+    poor = msgspec.structs.replace(read_machine(), has_gpu=False, available_bytes=1 << 20)
+    with pytest.raises(CapacityError):
+        check_fits(spec, config(), poor)
+    check_fits(spec, config(), msgspec.structs.replace(poor, has_gpu=True))  # torch will tell
 
 
 def test_addresses_that_can_be_typed() -> None:

@@ -2,7 +2,8 @@
 
 A container often sees the host's memory and cores but is killed or throttled beyond its own
 limits, so the limits of control groups (version 1 and 2, every level above the process) count as
-much as what the kernel reports free. Knows files under /proc and /sys; not what memory is for.
+much as what the kernel reports free. Knows files under /proc, /sys and /dev; not what memory
+is for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import msgspec
 # The kernel gives page cache back before it refuses memory, so cached files count as free.
 _RECLAIMABLE = {"inactive_file", "active_file", "total_inactive_file", "total_active_file"}
 
+_GPU_DEVICES = ("dev/nvidiactl", "dev/dxg")  # Linux, and Linux inside Windows
+
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int
@@ -23,6 +26,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     limit_bytes: int | None  # the tightest control group, if any
     cores: int  # granted by affinity and quota, at least one
     cpu_quota: float | None  # cores' worth of time, if limited
+    has_gpu: bool  # a driver for NVIDIA GPUs is loaded; torch says later whether one can be used
 
 
 def read_machine(root: Path = Path("/")) -> Machine:
@@ -39,6 +43,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
         limit_bytes=min((limit for limit, _ in limits), default=None),
         cores=max(1, min([cores, *(int(quota) for quota in quotas)])),
         cpu_quota=min(quotas, default=None),
+        has_gpu=any((root / node).exists() for node in _GPU_DEVICES),
     )
 
 

@@ -2,6 +2,9 @@
 
     available x memory_utilization = weights + activations + logits + blocks
 
+Blocks beyond what all rows could fill at once are left to the machine, unless they are asked for
+by number of bytes.
+
 Knows shapes and limits. Does not know tensors, devices or which requests use the blocks.
 """
 
@@ -12,7 +15,7 @@ import msgspec
 from mserve.capacity.activations import activation_bytes, logits_bytes
 from mserve.capacity.units import human_bytes
 from mserve.capacity.weights import weight_bytes
-from mserve.checkpoint import ModelSpec, kv_layout
+from mserve.checkpoint import ModelSpec, check_ranks, kv_layout
 from mserve.core import BLOCK_TOKENS, CapacityError, EngineConfig, KVLayout, blocks_for
 
 
@@ -26,11 +29,16 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     activation_bytes: int
     max_step_tokens: int
     logits_bytes: int
-    max_rows: int
     plane_bytes: dict[str, int]  # of one block, by plane kind
     block_bytes: int
     num_blocks: int
+    max_num_seqs: int  # requests at once
     max_model_len: int  # tokens
+
+    @property
+    def max_used_blocks(self) -> int:
+        """Blocks of as many requests as run at once, each of the longest context."""
+        return self.max_num_seqs * blocks_for(self.max_model_len)
 
     @property
     def weight_bytes(self) -> int:
@@ -60,6 +68,7 @@ def plan_memory(
     that would.
     """
     cache, scheduler = engine_config.cache, engine_config.scheduler
+    check_ranks(spec, engine_config.parallel)
     dtype = engine_config.model.dtype
     dtype = spec.dtype if dtype == "auto" else dtype
     layout = cache_layout(spec, engine_config, ranks)
@@ -70,9 +79,12 @@ def plan_memory(
     rows = min(scheduler.max_num_seqs, step_tokens)
     logits = logits_bytes(spec, num_rows=rows)
     fixed = sum(weights.values()) + activations + logits
-    budget = int(available_bytes * cache.memory_utilization)
+    max_len = max_model_len(spec, engine_config)
     if cache.kv_cache_memory_bytes is not None:
         budget = fixed + cache.kv_cache_memory_bytes
+    else:
+        most = fixed + rows * blocks_for(max_len) * layout.block_bytes
+        budget = min(int(available_bytes * cache.memory_utilization), most)
     plan = MemoryPlan(
         ranks=ranks,
         available_bytes=available_bytes,
@@ -81,11 +93,11 @@ def plan_memory(
         activation_bytes=activations,
         max_step_tokens=step_tokens,
         logits_bytes=logits,
-        max_rows=rows,
+        max_num_seqs=rows,
         plane_bytes=layout.bytes_by_kind(),
         block_bytes=layout.block_bytes,
         num_blocks=max(0, budget - fixed) // layout.block_bytes,
-        max_model_len=max_model_len(spec, engine_config),
+        max_model_len=max_len,
     )
     _refuse_what_does_not_fit(plan, engine_config, fixed)
     return plan
@@ -141,17 +153,20 @@ def _refuse_what_does_not_fit(plan: MemoryPlan, config: EngineConfig, fixed_byte
     needed = blocks_for(plan.max_model_len)
     if plan.num_blocks >= needed:
         return
+    given = config.cache.kv_cache_memory_bytes
+    if given is not None:
+        more = f"--kv-cache-memory-bytes {needed * plan.block_bytes} or more (now {given})"
+    else:
+        more = f"a larger --gpu-memory-utilization (now {config.cache.memory_utilization:g})"
     if plan.num_blocks == 0:
         raise CapacityError(
             f"weights take {human_bytes(plan.weight_bytes)}, with a step {fixed}, which leaves no"
             f" room for a block in {human_bytes(plan.budget_bytes)} of {available} available",
-            hint="use more ranks, a smaller --max-num-batched-tokens or --max-num-seqs,"
-            " or a larger --memory-utilization",
+            hint=f"use more ranks, a smaller --max-num-batched-tokens or --max-num-seqs, or {more}",
         )
     fits = plan.num_blocks * BLOCK_TOKENS
     raise CapacityError(
         f"a context of {plan.max_model_len} tokens takes {human_bytes(needed * plan.block_bytes)}"
         f" of blocks, and {human_bytes(plan.cache_bytes)} are left beside weights and a step",
-        hint=f"use --max-model-len {fits} or less, or raise --memory-utilization"
-        f" (now {config.cache.memory_utilization:g})",
+        hint=f"use --max-model-len {fits} or less, or {more}",
     )

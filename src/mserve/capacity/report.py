@@ -16,12 +16,14 @@ def render(plan: MemoryPlan) -> list[str]:
         ("available", human_bytes(plan.available_bytes), f"{free} of it kept free{scope}"),
         ("weights", human_bytes(plan.weight_bytes), _largest(plan.weights)),
         ("activations", human_bytes(plan.activation_bytes), f"step of {plan.max_step_tokens:,}"),
-        ("logits", human_bytes(plan.logits_bytes), f"sampling of {plan.max_rows:,} rows"),
+        ("logits", human_bytes(plan.logits_bytes), f"sampling of {plan.max_num_seqs:,} rows"),
     ]
     for kind, block_bytes in plan.plane_bytes.items():
         total = human_bytes(plan.num_blocks * block_bytes)
         lines.append((f"{kind} planes", total, f"{human_bytes(block_bytes)} per block"))
     held = f"{plan.num_tokens:,} tokens, {plan.full_context_requests:,.1f} x {plan.max_model_len:,}"
+    if plan.num_blocks == plan.max_used_blocks:
+        held += f": all that {plan.max_num_seqs:,} requests at once can use"
     lines.append(("blocks", f"{plan.num_blocks:,}", held))
     label_width = max(len(label) for label, _, _ in lines)
     size_width = max(len(size) for _, size, _ in lines)

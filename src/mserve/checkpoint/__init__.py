@@ -27,6 +27,7 @@ from mserve.checkpoint.spec import (
     MoeSpec,
     QuantSpec,
     WeightFormat,
+    check_ranks,
     heads_on_rank,
     kv_layout,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "TensorSource",
     "WeightFormat",
     "check_formats",
+    "check_ranks",
     "convert_on_load",
     "expected_tensors",
     "heads_on_rank",

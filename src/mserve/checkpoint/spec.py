@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from mserve.core import KVLayout, Plane
+from mserve.core import KVLayout, ParallelConfig, Plane, SetupError
 
 
 class LayerSpec(msgspec.Struct, frozen=True):
@@ -95,6 +95,33 @@ def heads_on_rank(num_heads: int, ranks: int) -> int:
     """Heads of ``num_heads`` that each of ``ranks`` holds; a head is replicated only when there
     are more ranks than heads."""
     return max(1, num_heads // ranks)
+
+
+def check_ranks(spec: ModelSpec, parallel: ParallelConfig) -> None:
+    """``SetupError`` unless the model can be split over the ranks: heads and widths evenly, KV
+    heads too or copied evenly, and with expert parallelism whole experts instead of widths."""
+    ranks, moe = parallel.tensor_parallel_size, spec.moe
+    if parallel.enable_expert_parallel:
+        experts = ("num_local_experts", moe.num_experts)
+    else:
+        experts = ("the width of an expert", moe.intermediate_size)
+    for what, count in (
+        ("num_attention_heads", spec.num_heads),
+        ("the width of a dense layer", spec.dense_intermediate_size),
+        ("the width of the shared expert", moe.shared_intermediate_size),
+        experts,
+    ):
+        if count % ranks:
+            raise SetupError(
+                f"{what}, {count}, cannot be split over {ranks} ranks",
+                hint=f"use a --tensor-parallel-size that divides {count}",
+            )
+    kv_heads = spec.num_kv_heads
+    if kv_heads % ranks and ranks % kv_heads:
+        raise SetupError(
+            f"num_key_value_heads, {kv_heads}, neither splits over {ranks} ranks nor divides them",
+            hint=f"use a --tensor-parallel-size that divides {kv_heads} or is a multiple of it",
+        )
 
 
 def kv_layout(

@@ -116,10 +116,11 @@ def _torch() -> list[Finding]:
     try:
         import torch
 
-        from mserve import kernels
+        from mserve.kernels import find_kernels
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
         reason = str(error).splitlines()[0]
         return [Finding("torch", None, f"does not load: {reason}")]
+    kernels = find_kernels(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return [
         _plain("torch", str(torch.__version__)),
@@ -128,11 +129,7 @@ def _torch() -> list[Finding]:
             [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
             ", ".join(f"{gpu.name} ({gpu.total_memory / GIB:.0f} GiB)" for gpu in gpus) or "none",
         ),
-        Finding(
-            "kernels",
-            dict.fromkeys(kernels.__all__, "torch"),
-            f"torch for all {len(kernels.__all__)} operations",
-        ),
+        Finding("kernels", kernels.implementation, kernels.line),
     ]
 
 

@@ -24,6 +24,7 @@ from mserve.core import (
 )
 
 if TYPE_CHECKING:
+    from mserve.capacity import Machine
     from mserve.checkpoint import ModelSpec
 
 ENGINE_COMMAND = [sys.executable, "-m", "mserve.engine.main"]
@@ -249,11 +250,12 @@ def serve(
         num_threads=num_threads,
     )
 
+    from mserve.capacity import read_machine
     from mserve.checkpoint import open_checkpoint
     from mserve.cli.start_display import StartDisplay
     from mserve.server import ServerConfig, Service, listen, load_text_tools, run_server
 
-    check_fits(open_checkpoint(checkpoint).spec, engine)
+    check_fits(open_checkpoint(checkpoint).spec, engine, read_machine())
     text = load_text_tools(checkpoint, chat_template)
     config = ServerConfig(
         served_model_names=tuple(served_model_name or [checkpoint.resolve().name]),
@@ -274,27 +276,25 @@ def serve(
         run_server(Service(config, text, display), listener, engine, ENGINE_COMMAND)
 
 
-def check_fits(spec: ModelSpec, engine: EngineConfig) -> None:
-    """Raise ``SetupError`` for flags that this model cannot have."""
-    from mserve.capacity import cache_layout
-    from mserve.checkpoint import check_formats, convert_on_load
+def check_fits(spec: ModelSpec, engine: EngineConfig, machine: Machine) -> None:
+    """Raise ``SetupError`` for flags that this model or machine cannot have.
 
-    wanted, ranks = engine.model.max_model_len, engine.parallel.tensor_parallel_size
-    if wanted is not None and wanted > spec.max_position_embeddings:
-        raise SetupError(
-            f"--max-model-len {wanted} is more than the checkpoint's "
-            f"{spec.max_position_embeddings} positions",
-            hint="choose a smaller one or leave the flag out",
-        )
-    if spec.num_heads % ranks:
-        raise SetupError(
-            f"--tensor-parallel-size {ranks} does not divide the {spec.num_heads} attention heads",
-            hint="choose a divisor",
-        )
+    What a GPU holds only torch can tell, so there the engine finds out; all else is known now.
+    """
+    from mserve.capacity import cache_layout, max_model_len, plan_memory
+    from mserve.checkpoint import check_formats, check_ranks, convert_on_load
+
+    parallel = engine.parallel
+    ranks = parallel.tensor_parallel_size
+    check_ranks(spec, parallel)
     if engine.model.quantization is not None:
         spec = convert_on_load(spec, engine.model.quantization)
-    cache_layout(spec, engine, ranks)
-    check_formats(spec, ranks, expert_parallel=engine.parallel.enable_expert_parallel)
+    check_formats(spec, ranks, expert_parallel=parallel.enable_expert_parallel)
+    if engine.model.device == "cpu" or (engine.model.device == "auto" and not machine.has_gpu):
+        plan_memory(spec, engine, machine.available_bytes // ranks, ranks)
+    else:
+        cache_layout(spec, engine, ranks)
+        max_model_len(spec, engine)
 
 
 def parse_bytes(text: str | None) -> int | None:

@@ -18,6 +18,7 @@ from mserve.checkpoint import (
     convert_on_load,
 )
 from mserve.core import EngineConfig, SetupError
+from mserve.kernels import KernelChoice, choose_kernels
 from mserve.layers import KVCache
 from mserve.models import build_model
 from mserve.parallel import Groups
@@ -65,6 +66,12 @@ def device_of_rank(config: EngineConfig, rank: int) -> torch.device:
             hint="lower --tensor-parallel-size",
         )
     return torch.device("cuda", rank)
+
+
+def use_threads(device: torch.device, threads: int) -> KernelChoice:
+    """Give this rank ``threads`` CPU threads and the fastest kernels there are for ``device``."""
+    torch.set_num_threads(threads)
+    return choose_kernels(device, threads)
 
 
 def load_runner(

@@ -69,4 +69,8 @@ def _leave_with_a_rank(rank: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    # Everything is closed by now. Taking the interpreter and torch apart object by object would
+    # hold up the end of the server by a second.
+    logging.shutdown()
+    os._exit(exit_code)

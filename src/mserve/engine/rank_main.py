@@ -13,11 +13,10 @@ import threading
 from io import RawIOBase
 
 import msgspec
-import torch
 
 from mserve.checkpoint import open_checkpoint
 from mserve.core import StepPlan
-from mserve.engine.load import device_of_rank, load_runner
+from mserve.engine.load import device_of_rank, load_runner, use_threads
 from mserve.engine.ranks import (
     HELLO,
     RankLaunch,
@@ -40,8 +39,8 @@ def main() -> None:
     plans: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(frames, plans), daemon=True).start()
 
-    torch.set_num_threads(launch.num_threads)
     device = device_of_rank(launch.config, launch.rank)
+    use_threads(device, launch.num_threads)
     checkpoint = open_checkpoint(launch.config.model.path)
     sys.stdout.buffer.write(HELLO)
     sys.stdout.buffer.flush()

@@ -31,7 +31,14 @@ from mserve.core import (
     StepPlan,
     blocks_for,
 )
-from mserve.engine.load import device_of_rank, dtype_name, load_runner, model_id, spec_to_run
+from mserve.engine.load import (
+    device_of_rank,
+    dtype_name,
+    load_runner,
+    model_id,
+    spec_to_run,
+    use_threads,
+)
 from mserve.engine.loop import Engine, Runner
 from mserve.engine.ranks import (
     RankedRunner,
@@ -43,7 +50,6 @@ from mserve.engine.ranks import (
 from mserve.parallel import Groups, close_groups, init_groups
 from mserve.runner import is_out_of_memory
 from mserve.scheduler import Scheduler
-from mserve.text import load_generation_defaults
 from mserve.wire import Loading, Ready
 
 Report = Callable[[Loading], None]
@@ -106,25 +112,31 @@ def start(config: EngineConfig, report: Report = lambda loading: None) -> Starte
 def _start(config: EngineConfig, report: Report, resources: ExitStack) -> StartedEngine:
     size = config.parallel.tensor_parallel_size
     report(Loading("checkpoint", 0.0))
-    device = device_of_rank(config, rank=0)
+    # All are asked for here: a rank that found none would die with nobody to tell.
+    device, *_ = [device_of_rank(config, rank) for rank in range(size)]
     checkpoint = open_checkpoint(config.model.path)
 
     report(Loading("memory", 0.0))
     machine = read_machine()
     threads = max(1, (config.num_threads or machine.cores) // size)
-    torch.set_num_threads(threads)
+    kernels = use_threads(device, threads)
     available_bytes = _available_bytes(machine, device, size)
     memory = plan_memory(spec_to_run(config, checkpoint), config, available_bytes, size)
 
-    ranks, groups = _meet(config, device, memory.num_blocks, threads, report, resources)
-    runner: Runner = load_runner(
-        checkpoint, config, groups, device, memory.num_blocks, _WeightProgress(report)
-    )
-    if ranks is not None:
-        runner = RankedRunner(runner, ranks)
+    # The first step is the proof that all ranks are connected: some still read the meeting place
+    # when rank 0 has left it, and would wait for it forever if it were gone.
+    with rendezvous() as meeting_place:
+        ranks, groups = _meet(
+            config, device, memory.num_blocks, threads, meeting_place, report, resources
+        )
+        runner: Runner = load_runner(
+            checkpoint, config, groups, device, memory.num_blocks, _WeightProgress(report)
+        )
+        if ranks is not None:
+            runner = RankedRunner(runner, ranks)
 
-    report(Loading("warmup", 0.0))
-    _warm_up(runner, memory)
+        report(Loading("warmup", 0.0))
+        _warm_up(runner, memory)
 
     ready = Ready(
         max_model_len=memory.max_model_len,
@@ -132,7 +144,11 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
         num_blocks=memory.num_blocks,
         max_num_seqs=config.scheduler.max_num_seqs,
         max_waiting=config.scheduler.max_waiting,
-        report=[*render(memory), _machine_line(device, threads, size, config, checkpoint)],
+        report=[
+            *render(memory),
+            _machine_line(device, size, config, checkpoint),
+            f"kernels: {kernels.line}, threads per rank {threads}",
+        ],
     )
     engine = Engine(_scheduler(config, checkpoint, memory), runner)
     return StartedEngine(engine, ready, checkpoint, ranks, resources.pop_all())
@@ -150,6 +166,7 @@ def _meet(
     device: torch.device,
     num_blocks: int,
     threads: int,
+    meeting_place: str,
     report: Report,
     resources: ExitStack,
 ) -> tuple[RankProcesses | None, Groups]:
@@ -159,17 +176,16 @@ def _meet(
         return None, Groups()
     report(Loading("ranks", 0.0))
     stay_on_this_machine()
-    with rendezvous() as folder:
-        method = init_method(folder)
-        ranks = RankProcesses(config, method, num_blocks=num_blocks, num_threads=threads)
-        resources.callback(ranks.close)
-        groups = init_groups(
-            0,
-            size,
-            method,
-            expert_parallel=config.parallel.enable_expert_parallel,
-            backend="nccl" if device.type == "cuda" else "gloo",
-        )
+    method = init_method(meeting_place)
+    ranks = RankProcesses(config, method, num_blocks=num_blocks, num_threads=threads)
+    resources.callback(ranks.close)
+    groups = init_groups(
+        0,
+        size,
+        method,
+        expert_parallel=config.parallel.enable_expert_parallel,
+        backend="nccl" if device.type == "cuda" else "gloo",
+    )
     resources.callback(close_groups)
     return ranks, groups
 
@@ -228,12 +244,11 @@ def _warm_up(runner: Runner, memory: MemoryPlan) -> None:
 
 
 def _scheduler(config: EngineConfig, checkpoint: Checkpoint, memory: MemoryPlan) -> Scheduler:
-    defaults = load_generation_defaults(checkpoint.path)
     return Scheduler(
         config.scheduler,
         BlockLedger(memory.num_blocks),
         max_model_len=memory.max_model_len,
-        eos_token_ids=defaults.eos_token_ids or checkpoint.spec.eos_token_ids,
+        eos_token_ids=checkpoint.spec.eos_token_ids,
         model_id=model_id(config, checkpoint),
         seed=config.seed,
         enable_prefix_caching=config.cache.enable_prefix_caching,
@@ -241,7 +256,7 @@ def _scheduler(config: EngineConfig, checkpoint: Checkpoint, memory: MemoryPlan)
 
 
 def _machine_line(
-    device: torch.device, threads: int, size: int, config: EngineConfig, checkpoint: Checkpoint
+    device: torch.device, size: int, config: EngineConfig, checkpoint: Checkpoint
 ) -> str:
     where = str(device.type)
     if device.type == "cuda":
@@ -250,7 +265,4 @@ def _machine_line(
     split = ", experts by id" if config.parallel.enable_expert_parallel and size > 1 else ""
     dtype, packed = dtype_name(config, checkpoint), spec_to_run(config, checkpoint).quantization
     weights = dtype if packed.format == "plain" else f"{dtype}, {packed.format} weights"
-    return (
-        f"running on {where}: {weights}, {ranks}{split}, "
-        f"threads per rank {threads}, torch {torch.__version__}"
-    )
+    return f"running on {where}: {weights}, {ranks}{split}, torch {torch.__version__}"

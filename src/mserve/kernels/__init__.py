@@ -9,6 +9,7 @@ from mserve.kernels.cache_plane import CachePlane, ScaledPlane
 from mserve.kernels.choose import (
     KernelChoice,
     choose_kernels,
+    find_kernels,
     gated_mlp,
     gemma_rms_norm,
     linear,
@@ -41,6 +42,7 @@ __all__ = [
     "dequantize_fp8_block",
     "dequantize_mxfp8",
     "exact_top_k",
+    "find_kernels",
     "gated_mlp",
     "gemma_rms_norm",
     "linear",

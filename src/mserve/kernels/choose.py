@@ -74,18 +74,22 @@ class KernelChoice:
     line: str
 
 
+def find_kernels(device: torch.device) -> KernelChoice:
+    """The fastest implementation there is for ``device``. Changes nothing."""
+    if device.type != "cpu":
+        return KernelChoice("reference", f"torch (no other kernels for {device.type} yet)")
+    try:
+        native.library()
+    except native.NativeUnavailable as reason:
+        return KernelChoice("reference", f"torch reference, slow: C++ kernels {reason}")
+    return KernelChoice("native", f"C++ {native.isa()}")
+
+
 def choose_kernels(device: torch.device, threads: int) -> KernelChoice:
     """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads."""
-    if device.type != "cpu":
-        choice = KernelChoice("reference", f"torch (no other kernels for {device.type} yet)")
-    else:
-        try:
-            native.library()
-        except native.NativeUnavailable as reason:
-            choice = KernelChoice("reference", f"torch reference, slow: C++ kernels {reason}")
-        else:
-            native.set_num_threads(threads)
-            choice = KernelChoice("native", f"C++ {native.isa()}, {threads} threads")
+    choice = find_kernels(device)
+    if choice.implementation == "native":
+        native.set_num_threads(threads)
     use_kernels(choice.implementation)
     return choice
 

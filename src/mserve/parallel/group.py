@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
+from mserve.core import SetupError
+
 
 class Group(Protocol):
     """Ranks 0 to ``size - 1``. Every verb is collective: all ranks call it in the same order."""
@@ -39,10 +41,6 @@ class Group(Protocol):
         """Rank 0's values in every rank's ``tensor``, in place; returns it."""
         ...
 
-    def broadcast_bytes(self, data: bytes) -> bytes:
-        """Rank 0's ``data`` on every rank; what other ranks pass is ignored."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class SoloGroup:
@@ -62,13 +60,6 @@ class SoloGroup:
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
-
-    def broadcast_bytes(self, data: bytes) -> bytes:
-        return data
-
-
-_HEADER_BYTES = 4096  # a step plan of a few hundred decoding rows fits, so one message carries it
-_LENGTH_BYTES = 8
 
 
 class RankGroup:
@@ -97,32 +88,6 @@ class RankGroup:
         dist.broadcast(tensor, group_src=0, group=self._group)
         return tensor
 
-    def broadcast_bytes(self, data: bytes) -> bytes:
-        # [ length | data ... ] in one message of fixed size, and a second one if it does not fit.
-        room = _HEADER_BYTES - _LENGTH_BYTES
-        if self.rank == 0:
-            start = len(data).to_bytes(_LENGTH_BYTES, "little") + data[:room]
-            header = _as_tensor(start.ljust(_HEADER_BYTES, b"\0"))
-        else:
-            header = torch.empty(_HEADER_BYTES, dtype=torch.uint8)
-        start = _as_bytes(self.broadcast(header))
-        length = int.from_bytes(start[:_LENGTH_BYTES], "little")
-        if length <= room:
-            return start[_LENGTH_BYTES : _LENGTH_BYTES + length]
-        if self.rank == 0:
-            rest = _as_tensor(data[room:])
-        else:
-            rest = torch.empty(length - room, dtype=torch.uint8)
-        return start[_LENGTH_BYTES:] + _as_bytes(self.broadcast(rest))
-
-
-def _as_tensor(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def _as_bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.numpy().tobytes()
-
 
 @dataclass(frozen=True, slots=True)
 class Groups:
@@ -143,25 +108,33 @@ def init_groups(
     *,
     expert_parallel: bool = False,
     backend: str = "gloo",
-    timeout_s: float = 1800.0,
+    meeting_timeout_s: float = 60.0,
+    step_timeout_s: float = 1800.0,
 ) -> Groups:
     """Meet the other ranks at ``init_method`` ("tcp://host:port" or "file:///path").
 
     Called once per process, before any model is built; with ``size`` 1 nothing is started.
-    ``timeout_s`` bounds every later collective too, so it must outlast an idle server's wait.
+    ``SetupError`` if not all have come within ``meeting_timeout_s``. ``step_timeout_s`` bounds
+    every later collective, so the slowest rank's load must end within it.
     """
     if size == 1:
         return Groups()
-    dist.init_process_group(
-        backend,
-        init_method=init_method,
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=timeout_s),
-    )
-    world = dist.group.WORLD
-    assert world is not None
-    everyone = RankGroup(world)
+    try:
+        dist.init_process_group(
+            backend,
+            init_method=init_method,
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=meeting_timeout_s),
+        )
+    except RuntimeError as error:  # the library's own types derive from it
+        raise SetupError(
+            f"the {size} ranks did not meet within {meeting_timeout_s:.0f} s",
+            hint="one of them may have died; its log says why",
+        ) from error
+    # A group's time limit is fixed when it is made, and who comes late to the meeting is dead while
+    # who comes late to a step may still be loading: hence two groups of the same ranks.
+    everyone = RankGroup(dist.new_group(timeout=timedelta(seconds=step_timeout_s)))
     return Groups(tensor=everyone, expert=everyone if expert_parallel else SoloGroup())
 
 

@@ -12,7 +12,6 @@ import msgspec
 
 from mserve.core import ContextLengthError, RequestError, SamplingParams
 from mserve.server.schema import ChatRequest, CompletionRequest, GenerationFields
-from mserve.text import GenerationDefaults
 from mserve.wire import Ready
 
 _MAX_SALT_CHARS = 128
@@ -35,27 +34,25 @@ _SAME_NAME = (
 )
 
 
-def chat_sampling(
-    request: ChatRequest, defaults: GenerationDefaults, ready: Ready
-) -> SamplingParams:
+def chat_sampling(request: ChatRequest, defaults: SamplingParams, ready: Ready) -> SamplingParams:
     """Raises ``RequestError`` naming the field."""
     if request.top_logprobs is not None and not request.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-    values = _common_values(request, defaults)
+    values = _common_values(request)
     if request.max_completion_tokens is not None:
         values["max_tokens"] = request.max_completion_tokens
     if values.get("max_tokens") == 0:
         raise RequestError("max_tokens must be at least 1", param="max_tokens")
     if request.logprobs:
         values["logprobs"] = request.top_logprobs or 0
-    return _checked(values, ready)
+    return _checked(defaults, values, ready)
 
 
 def completion_sampling(
-    request: CompletionRequest, defaults: GenerationDefaults, ready: Ready
+    request: CompletionRequest, defaults: SamplingParams, ready: Ready
 ) -> SamplingParams:
     """With ``echo`` the prompt's tokens are scored like the answer's."""
-    values = _common_values(request, defaults)
+    values = _common_values(request)
     if request.max_tokens == 0 and not request.echo:
         raise RequestError("max_tokens 0 makes sense only with echo", param="max_tokens")
     if request.logprobs is not None:
@@ -65,7 +62,7 @@ def completion_sampling(
             values["prompt_logprobs"] = request.logprobs
         elif request.max_tokens == 0:
             values["prompt_logprobs"] = 0  # gives the engine something to do, and an end
-    return _checked(values, ready)
+    return _checked(defaults, values, ready)
 
 
 def for_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
@@ -117,8 +114,9 @@ def check_options(request: GenerationFields, policy: str) -> None:
         )
 
 
-def _common_values(request: GenerationFields, defaults: GenerationDefaults) -> dict[str, Any]:
-    values: dict[str, Any] = dict(defaults.sampling_values())
+def _common_values(request: GenerationFields) -> dict[str, Any]:
+    """What the request itself says, by the names of ``SamplingParams``."""
+    values: dict[str, Any] = {}
     for name in _SAME_NAME:
         value = getattr(request, name)
         if value is not None:
@@ -144,7 +142,7 @@ def _logit_bias(by_name: dict[str, float]) -> dict[int, float]:
     return bias
 
 
-def _checked(values: dict[str, Any], ready: Ready) -> SamplingParams:
-    sampling = SamplingParams(**values)
+def _checked(defaults: SamplingParams, values: dict[str, Any], ready: Ready) -> SamplingParams:
+    sampling = msgspec.structs.replace(defaults, **values)
     sampling.validate(ready.vocab_size)
     return sampling

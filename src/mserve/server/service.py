@@ -11,15 +11,14 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from mserve.core import NotFoundError, NotReadyError, RequestOutput
+from mserve.checkpoint import read_sampling_defaults
+from mserve.core import NotFoundError, NotReadyError, RequestOutput, SamplingParams
 from mserve.observe import EngineReading, EngineTimes, ServerMetrics
 from mserve.server.errors import shutting_down
 from mserve.text import (
     ChatTemplate,
-    GenerationDefaults,
     Tokenizer,
     load_chat_template,
-    load_generation_defaults,
     load_tokenizer,
 )
 from mserve.wire import (
@@ -49,7 +48,7 @@ class TextTools(msgspec.Struct, frozen=True):
 
     tokenizer: Tokenizer
     template: ChatTemplate
-    defaults: GenerationDefaults
+    defaults: SamplingParams
 
 
 def load_text_tools(checkpoint: Path, chat_template: Path | None = None) -> TextTools:
@@ -57,7 +56,7 @@ def load_text_tools(checkpoint: Path, chat_template: Path | None = None) -> Text
     return TextTools(
         load_tokenizer(checkpoint),
         load_chat_template(checkpoint, chat_template),
-        load_generation_defaults(checkpoint),
+        read_sampling_defaults(checkpoint),
     )
 
 

@@ -2,7 +2,6 @@
 
 from mserve.text.answer import Answer, AnswerPiece, Delta, OutputParser, PlainParser
 from mserve.text.detokenize import Detokenizer
-from mserve.text.generation_config import GenerationDefaults, load_generation_defaults
 from mserve.text.stop import StopScan, StopStrings
 from mserve.text.template import (
     ChatTemplate,
@@ -19,7 +18,6 @@ __all__ = [
     "ChatTemplate",
     "Delta",
     "Detokenizer",
-    "GenerationDefaults",
     "JinjaChatTemplate",
     "NoChatTemplate",
     "NoTokenizer",
@@ -29,6 +27,5 @@ __all__ = [
     "StopStrings",
     "Tokenizer",
     "load_chat_template",
-    "load_generation_defaults",
     "load_tokenizer",
 ]

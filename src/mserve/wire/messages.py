@@ -49,7 +49,9 @@ ToEngine = Submit | Abort | Shutdown
 class Loading(msgspec.Struct, frozen=True, tag="loading"):
     """Progress of start-up, for /readyz and the terminal."""
 
-    stage: str  # "checkpoint", "memory", "weights", "warmup"
+    stage: (
+        str  # in order: "start", "checkpoint", "memory", "ranks" (if several), "weights", "warmup"
+    )
     fraction: float  # of this stage, 0 to 1
     detail: str = ""
 

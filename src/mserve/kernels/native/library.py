@@ -16,6 +16,7 @@ from mserve.kernels.native.build import LIBRARY, built_digest, source_digest
 _P, _N, _I, _F = c_void_p, c_int64, c_int, c_float
 
 _OPS = {
+    "mserve_read": [_P, _N],
     "mserve_linear": [_P] * 3 + [_N] * 5 + [_I] * 2,
     "mserve_moe": [_P] * 8 + [_N] * 7 + [_I] * 3 + [_F] * 3,
     "mserve_rms_norm": [_P] * 3 + [_N] * 2 + [_F] + [_I] * 2,

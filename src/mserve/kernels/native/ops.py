@@ -25,6 +25,12 @@ class NativeError(RuntimeError):
     """A native op could not run."""
 
 
+def read(x: torch.Tensor) -> None:
+    """Read all of ``x`` on all threads and forget it: timing this gives the read bandwidth."""
+    _contiguous(x)
+    _check(library().mserve_read(x.data_ptr(), x.numel() * x.element_size() // 4))
+
+
 def linear(
     x: torch.Tensor, weight: torch.Tensor, out_dtype: torch.dtype | None = None
 ) -> torch.Tensor:

@@ -88,6 +88,10 @@ int mserve_num_threads() {
   return team_size();
 }
 
+int mserve_read(const float* x, int64_t count) {
+  return run(&Kernels::read, ReadArgs{x, count});
+}
+
 int mserve_linear(const void* x, const void* w, void* y, int64_t rows, int64_t outer, int64_t inner,
                   int64_t x_stride, int64_t y_stride, int dtype, int out_dtype) {
   return run(&Kernels::linear, LinearArgs{x, w, y, rows, outer, inner, x_stride, y_stride,

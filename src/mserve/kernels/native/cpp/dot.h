@@ -6,6 +6,8 @@
 // dimension and is folded in a fixed order. So a row's result has the same bits alone, in any
 // batch, and under any split over threads.
 
+// Rows of a tile: with four weight rows, all sums fit the registers.
+constexpr int kTileRows = kTileSums / 4;
 // Weight rows per step of the callers below.
 constexpr int kColumns = 8;
 // Rows whose elements stay in the second-level cache while weight rows pass by.
@@ -29,10 +31,15 @@ struct Slice {
   bool first, last;
 };
 
+// How far ahead of the row being read weights are fetched. The hardware's prefetcher restarts at
+// every page; at 8 KiB one core reads 97 % of what a plain read does, at 0 and 32 KiB 75 %.
+constexpr int64_t kAheadBytes = 8192;
+
 // out[r * kColumns + c] = x[r] . w[c], for R rows and C weight rows `stride` elements apart.
-// `state` holds R * C sums between slices. The first tile to meet weight rows fetches `Ahead`: the C
-// rows after them, at which the hardware's prefetcher would start anew.
-template <int R, int C, bool Ahead, class T>
+// `state` holds R * C sums between slices. The first tile to meet the weight rows streams: one row
+// after the other, as they lie in memory. Later tiles find them in the cache and take all at once,
+// with fewer loads per product.
+template <int R, int C, bool Streams, class T>
 inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice, F32* state,
                      float* out) {
   using D = Dot<T>;
@@ -41,16 +48,30 @@ inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice,
     for (int c = 0; c < C; ++c) sums[r][c] = slice.first ? zero() : state[r * C + c];
 
   const int64_t whole = slice.begin + (slice.end - slice.begin) / D::kStep * D::kStep;
-  for (int64_t k = slice.begin; k < whole; k += D::kStep) {
-    typename D::V rows[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) rows[r] = D::load(x[r] + k);
+  if constexpr (Streams) {
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
-      const typename D::V weight = D::load(w + c * stride + k);
-      if (Ahead) prefetch(w + (c + C) * stride + k);
+      const T* row = w + c * stride;
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sums[r][c] = D::multiply_add(rows[r], weight, sums[r][c]);
+      for (int64_t k = slice.begin; k < whole; k += D::kStep) {
+        prefetch(row + k + kAheadBytes / int64_t(sizeof(T)));
+        const typename D::V weight = D::load(row + k);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+          sums[r][c] = D::multiply_add(D::load(x[r] + k), weight, sums[r][c]);
+      }
+    }
+  } else {
+    for (int64_t k = slice.begin; k < whole; k += D::kStep) {
+      typename D::V rows[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) rows[r] = D::load(x[r] + k);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) {
+        const typename D::V weight = D::load(w + c * stride + k);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sums[r][c] = D::multiply_add(rows[r], weight, sums[r][c]);
+      }
     }
   }
   if (whole < slice.end) {
@@ -80,20 +101,20 @@ inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice,
 }
 
 // The same for 1 to R rows.
-template <int R, int C, bool Ahead, class T>
+template <int R, int C, bool Streams, class T>
 inline void dot_tile_of(int64_t rows, const T* const* x, const T* w, int64_t stride, Slice slice,
                         F32* state, float* out) {
   if constexpr (R > 1) {
-    if (rows < R) return dot_tile_of<R - 1, C, Ahead>(rows, x, w, stride, slice, state, out);
+    if (rows < R) return dot_tile_of<R - 1, C, Streams>(rows, x, w, stride, slice, state, out);
   }
-  dot_tile<R, C, Ahead>(x, w, stride, slice, state, out);
+  dot_tile<R, C, Streams>(x, w, stride, slice, state, out);
 }
 
 // Any number of rows up to kMaxRowBlock, in tiles of nearly equal height.
 template <int C, class T>
 inline void dot_tiles(const T* const* x, int64_t rows, const T* w, int64_t stride, int64_t inner,
                       float* out) {
-  constexpr int64_t kMost = std::min(kTileSums / C, 6);
+  constexpr int64_t kMost = kTileRows;
   const int64_t tiles = (rows + kMost - 1) / kMost;
   const int64_t step = tiles > 1 ? kSlice : inner;
   F32 state[kMaxRowBlock * C];
@@ -103,7 +124,8 @@ inline void dot_tiles(const T* const* x, int64_t rows, const T* w, int64_t strid
     const Slice slice{begin, end, begin == 0, end == inner};
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t top = rows * tile / tiles, bottom = rows * (tile + 1) / tiles;
-      const auto run = tile == 0 ? dot_tile_of<kMost, C, true, T> : dot_tile_of<kMost, C, false, T>;
+      // all but the first come only with four columns
+      const auto run = tile == 0 || C > 4 ? dot_tile_of<kMost, C, true, T> : dot_tile_of<kMost, C, false, T>;
       run(bottom - top, x + top, w, stride, slice, state + top * C, out + top * kColumns);
     }
     begin = end;
@@ -117,7 +139,7 @@ inline void dot_rows(const T* const* x, int64_t rows, const T* w, int64_t stride
   if (columns < kColumns) {
     for (int64_t c = 0; c < columns; ++c)
       dot_tiles<1>(x, rows, w + c * stride, stride, inner, out + c);
-  } else if (rows * kColumns <= kTileSums) {
+  } else if (rows <= kTileRows) {
     dot_tiles<kColumns>(x, rows, w, stride, inner, out);
   } else {
     dot_tiles<4>(x, rows, w, stride, inner, out);

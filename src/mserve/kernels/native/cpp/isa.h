@@ -17,6 +17,7 @@
 namespace mserve {
 
 struct Kernels {
+  void (*read)(const ReadArgs&);
   void (*linear)(const LinearArgs&);
   void (*moe)(const MoeArgs&);
   void (*rms_norm)(const NormArgs&);

@@ -12,12 +12,14 @@ namespace MSERVE_ISA {
 #include "moe.h"
 #include "norm.h"
 #include "panel.h"
+#include "read.h"
 #include "route.h"
 #include "select_blocks.h"
 
 #include "attention.h"
 
 extern const Kernels kernels{
+    read,
     linear,
     moe,
     rms_norm,

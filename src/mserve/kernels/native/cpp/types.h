@@ -21,6 +21,11 @@ struct ActivationArgs {
   float alpha, limit, beta;
 };
 
+struct ReadArgs {
+  const float* x;
+  int64_t count;
+};
+
 // y[m, n] = sum_k x[m, k] * w[n, k]
 struct LinearArgs {
   const void* x;  // [rows, inner] of dtype, row stride x_stride
