@@ -268,3 +268,46 @@ def test_threads_do_not_show(each_isa, threads):  # noqa: F811
         again = outputs()
         assert torch.equal(first[0], again[0])
         assert torch.equal(first[1], again[1])
+
+
+@quick
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    tokens=st.integers(0, 9),
+    heads=st.integers(1, 5),
+    split=st.integers(0, 5),
+    width=st.sampled_from([2, 24, 128]),
+)
+def test_norm_over_all_heads_and_rotation(each_isa, seed, dtype, tokens, heads, split, width):  # noqa: F811
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randn(tokens, heads * width + 7, generator=random).to(dtype)[:, 3:-4]
+    split = min(split, heads) * width
+    sums = native.sum_squares(rows, split)
+    torch.testing.assert_close(sums, kernels.sum_squares(rows, split), rtol=1e-5, atol=1e-5)
+    weight = torch.randn(heads * width, generator=random).to(dtype)
+    angles = torch.randn(tokens, width // 4, generator=random)
+    means = sums / (heads * width)
+    arguments = (means[:, 1], weight, 1e-6, angles.cos(), angles.sin())
+    x = rows.unflatten(-1, (heads, width))
+    bound = {torch.bfloat16: 2**-7, torch.float32: 2e-6}[dtype]
+    torch.testing.assert_close(
+        native.rms_norm_rope(x, *arguments),
+        kernels.rms_norm_rope(x, *arguments),
+        rtol=bound,
+        atol=bound * 4,
+    )
+
+
+@quick
+@given(seed=seeds, dtype=dtypes, tokens=st.integers(0, 9), heads=st.integers(1, 3))
+def test_cache_write_changes_its_slots_only(each_isa, seed, dtype, tokens, heads):  # noqa: F811
+    random = torch.Generator().manual_seed(seed)
+    pool = torch.randn(3, heads * 128 * 6 + 16, generator=random).to(dtype)
+    expected = pool.clone()
+    slots = torch.randperm(3 * 128, generator=random)[:tokens]
+    values = torch.randn(tokens, heads * 6 + 5, generator=random).to(dtype)[:, 5:]
+    values = values.unflatten(-1, (heads, 6))
+    for write, blocks in ((native.write_kv, pool), (kernels.write_kv, expected)):
+        write(blocks[:, : heads * 128 * 6].unflatten(1, (heads, 128, 6)), slots, values)
+    assert torch.equal(pool, expected)

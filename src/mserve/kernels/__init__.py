@@ -16,11 +16,14 @@ from mserve.kernels.choose import (
     norm_rope,
     paged_attention,
     rms_norm,
+    rms_norm_rope,
     route,
     run_experts,
     select_blocks,
     sparse_attention,
+    sum_squares,
     use_kernels,
+    write_kv,
 )
 from mserve.kernels.exact_top_k import exact_top_k
 from mserve.kernels.linear_fp8_block import FP8_BLOCK, dequantize_fp8_block, linear_fp8_block
@@ -29,7 +32,6 @@ from mserve.kernels.linear_mxfp8 import MXFP8_GROUP, dequantize_mxfp8, linear_mx
 from mserve.kernels.moe import sum_experts
 from mserve.kernels.rms_norm import rms_norm_given
 from mserve.kernels.rope import rope, rope_angles
-from mserve.kernels.write_kv import write_kv
 
 __all__ = [
     "FP8_BLOCK",
@@ -55,6 +57,7 @@ __all__ = [
     "quantize_tokens",
     "rms_norm",
     "rms_norm_given",
+    "rms_norm_rope",
     "rope",
     "rope_angles",
     "route",
@@ -63,6 +66,7 @@ __all__ = [
     "silu_gated",
     "sparse_attention",
     "sum_experts",
+    "sum_squares",
     "swiglu_oai",
     "use_kernels",
     "write_kv",

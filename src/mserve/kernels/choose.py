@@ -20,12 +20,15 @@ from mserve.kernels.linear import linear as linear_in_torch
 from mserve.kernels.moe import gated_mlp as gated_mlp_in_torch
 from mserve.kernels.moe import run_experts as run_experts_in_torch
 from mserve.kernels.norm_rope import norm_rope as norm_rope_in_torch
+from mserve.kernels.norm_rope import rms_norm_rope as rms_norm_rope_in_torch
 from mserve.kernels.paged_attention import paged_attention as paged_attention_in_torch
 from mserve.kernels.rms_norm import gemma_rms_norm as gemma_rms_norm_in_torch
 from mserve.kernels.rms_norm import rms_norm as rms_norm_in_torch
+from mserve.kernels.rms_norm import sum_squares as sum_squares_in_torch
 from mserve.kernels.router import route as route_in_torch
 from mserve.kernels.select_blocks import select_blocks as select_blocks_in_torch
 from mserve.kernels.sparse_attention import sparse_attention as sparse_attention_in_torch
+from mserve.kernels.write_kv import write_kv as write_kv_in_torch
 
 
 class Op:
@@ -48,6 +51,9 @@ route = Op(route_in_torch, native.route)
 rms_norm = Op(rms_norm_in_torch, native.rms_norm)
 gemma_rms_norm = Op(gemma_rms_norm_in_torch, native.gemma_rms_norm)
 norm_rope = Op(norm_rope_in_torch, native.norm_rope)
+rms_norm_rope = Op(rms_norm_rope_in_torch, native.rms_norm_rope)
+sum_squares = Op(sum_squares_in_torch, native.sum_squares)
+write_kv = Op(write_kv_in_torch, native.write_kv)
 select_blocks = Op(select_blocks_in_torch, native.select_blocks)
 paged_attention = Op(paged_attention_in_torch, native.paged_attention)
 sparse_attention = Op(sparse_attention_in_torch, native.sparse_attention)
@@ -60,6 +66,9 @@ OPS = (
     rms_norm,
     gemma_rms_norm,
     norm_rope,
+    rms_norm_rope,
+    sum_squares,
+    write_kv,
     select_blocks,
     paged_attention,
     sparse_attention,

@@ -29,3 +29,10 @@ def gemma_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.T
     wide = x.float()
     mean_square = wide.square().mean(-1, keepdim=True)
     return (wide * torch.rsqrt(mean_square + eps) * (1.0 + weight)).to(x.dtype)
+
+
+def sum_squares(x: torch.Tensor, split: int) -> torch.Tensor:
+    """Sums of squares [T, 2] fp32 of ``x`` [T, D] before and from column ``split``: what ranks
+    add up for a norm over all of their columns."""
+    squares = x.float().square()
+    return torch.stack([squares[:, :split].sum(-1), squares[:, split:].sum(-1)], dim=-1)

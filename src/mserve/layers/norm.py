@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from mserve.kernels import gemma_rms_norm, norm_rope, rms_norm, rms_norm_given, rope
+from mserve.kernels import gemma_rms_norm, norm_rope, rms_norm, rms_norm_rope, sum_squares
 from mserve.layers.shard import EVERY, HeadShare
 from mserve.parallel import Group
 from mserve.weights import Piece
@@ -122,16 +122,16 @@ class FullWidthNorm:
     def __call__(
         self, query_key: torch.Tensor, angles: Angles
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        query, key = query_key.float().tensor_split([len(self.query_weight)], dim=-1)
-        sums = torch.stack([query.square().sum(-1), key.square().sum(-1)], dim=-1)
+        split = len(self.query_weight)
+        sums = sum_squares(query_key, split)
         if not self.share.counts_kv:
             sums[:, 1] = 0.0  # a copied head is summed by the first rank that holds it
         means = self.group.all_reduce_sum(sums) / self.widths
-        query = rms_norm_given(query, means[:, :1], self.query_weight, self.eps)
-        key = rms_norm_given(key, means[:, 1:], self.key_weight, self.eps)
+        heads = query_key.unflatten(-1, (-1, self.head_dim))
+        first_key = split // self.head_dim
         return (
-            rope(query.unflatten(-1, (-1, self.head_dim)), *angles),
-            rope(key.unflatten(-1, (-1, self.head_dim)), *angles),
+            rms_norm_rope(heads[:, :first_key], means[:, 0], self.query_weight, self.eps, *angles),
+            rms_norm_rope(heads[:, first_key:], means[:, 1], self.key_weight, self.eps, *angles),
         )
 
     def pieces(self, query_name: str, key_name: str) -> Iterator[Piece]:

@@ -27,10 +27,13 @@ from mserve.kernels.native.ops import (
     paged_attention,
     read,
     rms_norm,
+    rms_norm_rope,
     route,
     run_experts,
     select_blocks,
     sparse_attention,
+    sum_squares,
+    write_kv,
 )
 
 __all__ = [
@@ -49,10 +52,13 @@ __all__ = [
     "paged_attention",
     "read",
     "rms_norm",
+    "rms_norm_rope",
     "route",
     "run_experts",
     "select_blocks",
     "set_num_threads",
     "sparse_attention",
+    "sum_squares",
     "use_isa",
+    "write_kv",
 ]

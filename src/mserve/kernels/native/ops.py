@@ -146,19 +146,84 @@ def norm_rope(
 ) -> torch.Tensor:
     """``x`` [T, N, D], whose tokens may lie apart, normed by fp32 ``weight`` [N, D] and turned by
     the angles [T, C]. D is at most 1024."""
+    _typed(weight, torch.float32)
+    return _norm_rope(x, 0, 0, weight, eps, cos, sin, 1)
+
+
+def rms_norm_rope(
+    x: torch.Tensor,
+    mean_square: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> torch.Tensor:
+    """The same by M2's norm of known ``mean_square`` [T]; ``weight`` [N * D] has x's dtype."""
+    _typed(weight, x.dtype), _typed(mean_square, torch.float32)
+    pointer, stride = mean_square.data_ptr(), mean_square.stride(0)
+    return _norm_rope(x, pointer, stride, weight, eps, cos, sin, 0)
+
+
+def _norm_rope(
+    x: torch.Tensor,
+    mean_square: int,
+    mean_square_stride: int,
+    weight: torch.Tensor,
+    eps: float,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    kind: int,
+) -> torch.Tensor:
     tokens, heads, width = x.shape
-    if x.stride(2) != 1 or (heads > 1 and x.stride(1) != width) or width > _MAX_HEAD_WIDTH:
-        raise NativeError("norm_rope: heads must be contiguous and at most 1024 wide")
+    _heads_contiguous(x)
+    if width > _MAX_HEAD_WIDTH:
+        raise NativeError(f"norm_rope: heads are at most {_MAX_HEAD_WIDTH} wide, not {width}")
     _contiguous(weight, cos, sin)
-    _typed(weight, torch.float32), _typed(cos, torch.float32), _typed(sin, torch.float32)
+    _typed(cos, torch.float32), _typed(sin, torch.float32)
     out = torch.empty((tokens, heads, width), dtype=x.dtype)
     _check(
         library().mserve_norm_rope(
-            x.data_ptr(), weight.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(),
-            tokens, heads, width, cos.shape[1], x.stride(0), eps, _same_dtype(x),
+            x.data_ptr(), weight.data_ptr(), mean_square, cos.data_ptr(), sin.data_ptr(),
+            out.data_ptr(), tokens, heads, width, cos.shape[1], x.stride(0), mean_square_stride,
+            eps, kind, _same_dtype(x),
         )
     )  # fmt: skip
     return out
+
+
+def sum_squares(x: torch.Tensor, split: int) -> torch.Tensor:
+    """Sums of squares [T, 2] fp32 of ``x`` [T, D] before and from column ``split``."""
+    tokens, width = x.shape
+    if width > 1 and x.stride(1) != 1:
+        raise NativeError("sum_squares: the rows of x must be contiguous")
+    sums = torch.empty((tokens, 2), dtype=torch.float32)
+    _check(
+        library().mserve_sum_squares(
+            x.data_ptr(), sums.data_ptr(), tokens, split, width, x.stride(0), _same_dtype(x)
+        )
+    )
+    return sums
+
+
+def write_kv(plane: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> None:
+    """``plane`` [blocks, G, BLOCK_TOKENS, W] takes ``values`` [T, G, W] of its dtype at ``slots``
+    [T] int64 (block * BLOCK_TOKENS + offset)."""
+    tokens, heads, width = values.shape
+    _heads_contiguous(values)
+    _contiguous(slots), _typed(slots, torch.int64)
+    _check(
+        library().mserve_write_kv(
+            plane.data_ptr(), values.data_ptr(), slots.data_ptr(), _block_stride(plane),
+            tokens, heads, width, values.stride(0), _same_dtype(plane, values),
+        )
+    )  # fmt: skip
+
+
+def _heads_contiguous(x: torch.Tensor) -> None:
+    """Tokens may lie apart; a token's heads must not."""
+    _, heads, width = x.shape
+    if x.stride(2) != 1 or (heads > 1 and x.stride(1) != width):
+        raise NativeError("the heads of a token must lie side by side")
 
 
 def route(

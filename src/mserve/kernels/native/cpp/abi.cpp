@@ -116,11 +116,25 @@ int mserve_rms_norm(const void* x, const void* weight, void* out, int64_t rows, 
              NormArgs{x, weight, out, rows, width, eps, Norm(kind), DType(dtype)});
 }
 
-int mserve_norm_rope(const void* x, const float* weight, const float* cosine, const float* sine,
-                     void* out, int64_t tokens, int64_t heads, int64_t width, int64_t turned,
-                     int64_t x_stride, float eps, int dtype) {
-  return run(&Kernels::norm_rope, NormRopeArgs{x, weight, cosine, sine, out, tokens, heads, width,
-                                               turned, x_stride, eps, DType(dtype)});
+int mserve_norm_rope(const void* x, const void* weight, const float* mean_square,
+                     const float* cosine, const float* sine, void* out, int64_t tokens,
+                     int64_t heads, int64_t width, int64_t turned, int64_t x_stride,
+                     int64_t mean_square_stride, float eps, int kind, int dtype) {
+  return run(&Kernels::norm_rope,
+             NormRopeArgs{x, weight, mean_square, cosine, sine, out, tokens, heads, width, turned,
+                          x_stride, mean_square_stride, eps, Norm(kind), DType(dtype)});
+}
+
+int mserve_sum_squares(const void* x, float* sums, int64_t tokens, int64_t split, int64_t width,
+                       int64_t x_stride, int dtype) {
+  return run(&Kernels::sum_squares,
+             SumSquaresArgs{x, sums, tokens, split, width, x_stride, DType(dtype)});
+}
+
+int mserve_write_kv(void* plane, const void* x, const int64_t* slots, int64_t block_stride,
+                    int64_t tokens, int64_t heads, int64_t width, int64_t x_stride, int dtype) {
+  return run(&Kernels::write_kv, WriteArgs{plane, x, slots, block_stride, tokens, heads, width,
+                                           x_stride, DType(dtype)});
 }
 
 int mserve_route(const void* x, const float* gate, const float* bias, int64_t* ids, float* weights,

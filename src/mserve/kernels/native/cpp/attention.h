@@ -182,20 +182,25 @@ void absorb(const AttentionArgs& a, AttentionWork<T>& work, const int32_t* reade
         });
 }
 
+// Makes the panels of one block, of which `seen` tokens count, while values and then the keys of
+// block `next` are fetched.
 template <class T>
 void pack_block(const AttentionArgs& a, const AttentionItem& item, int64_t block, int64_t seen,
-                AttentionWork<T>& work) {
+                int64_t next, AttentionWork<T>& work) {
   using Kind = typename AttentionWork<T>::Kind;
-  const int64_t id = a.at.blocks[item.span * a.at.num_blocks + block];
-  const int64_t head = item.group * kBlockTokens * a.width;
-  const T* keys = static_cast<const T*>(a.key.data) + id * a.key.block_stride + head;
-  const T* values = static_cast<const T*>(a.value.data) + id * a.value.block_stride + head;
+  const auto part = [&](const Plane& plane, int64_t number) {
+    const int64_t id = a.at.blocks[item.span * a.at.num_blocks + number];
+    return static_cast<const T*>(plane.data) + id * plane.block_stride +
+           item.group * kBlockTokens * a.width;
+  };
+  const T *keys = part(a.key, block), *values = part(a.value, block);
+  Ahead values_ahead(values), keys_ahead(part(a.key, next));
   for (int64_t column = 0; column < kBlockTokens; column += kPanel)
     Kind::pack_transposed(work.keys + column * panel_steps<Kind>(a.width), keys + column * a.width,
-                          a.width, seen - column, a.width);
+                          a.width, seen - column, a.width, values_ahead);
   for (int64_t column = 0; column < work.width; column += kPanel)
     Kind::pack(work.values + column * panel_steps<Kind>(kBlockTokens), values + column, a.width,
-               seen, a.width - column);
+               seen, a.width - column, keys_ahead);
 }
 
 inline void close_chunk(Softmax& closed, Softmax& open, int64_t width) {
@@ -237,7 +242,12 @@ void attend(const AttentionArgs& a, const AttentionItem& item, AttentionWork<T>&
       for (int64_t h = 0; h < per_group; ++h) work.readers[count++] = int32_t(t * per_group + h);
       last_reader = t;
     }
-    pack_block(a, item, block, std::min(kBlockTokens, offset + last_reader + 1), work);
+    const int64_t following = work.cursor[last_reader] + 1;
+    pack_block(a, item, block, std::min(kBlockTokens, offset + last_reader + 1),
+               following < ends[last_reader]
+                   ? entry_block(a, item.span, item.first_token + last_reader, item.group, following)
+                   : block,
+               work);
     for (int64_t r = 0; r < count; r += kScoreRows)
       absorb(a, work, work.readers + r, std::min(kScoreRows, count - r), offset);
     for (int64_t r = 0; r < count; r += per_group) {

@@ -22,6 +22,8 @@ struct Kernels {
   void (*moe)(const MoeArgs&);
   void (*rms_norm)(const NormArgs&);
   void (*norm_rope)(const NormRopeArgs&);
+  void (*sum_squares)(const SumSquaresArgs&);
+  void (*write_kv)(const WriteArgs&);
   void (*route)(const RouteArgs&);
   void (*select_blocks)(const SelectArgs&);
   void (*attention)(const AttentionArgs&);

@@ -24,6 +24,8 @@ extern const Kernels kernels{
     moe,
     rms_norm,
     norm_rope,
+    sum_squares,
+    write_kv,
     route,
     select_blocks,
     attention,

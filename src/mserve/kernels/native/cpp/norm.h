@@ -1,7 +1,7 @@
-// Root-mean-square norms, and M3's norm and rotation of heads in one pass with one rounding.
+// Root-mean-square norms, the same with rotation of heads, and the cache write that follows them.
 
 template <class T>
-inline float inverse_rms(const T* x, int64_t width, float eps) {
+inline float sum_of_squares(const T* x, int64_t width) {
   F32 squares = zero();
   int64_t k = 0;
   for (; k + kLanes <= width; k += kLanes) {
@@ -12,7 +12,23 @@ inline float inverse_rms(const T* x, int64_t width, float eps) {
     const F32 value = load(x + k, width - k);
     squares = fma(value, value, squares);
   }
-  return 1.0f / std::sqrt(sum(squares) / float(width) + eps);
+  return sum(squares);
+}
+
+template <class T>
+inline float inverse_rms(const T* x, int64_t width, float eps) {
+  return 1.0f / std::sqrt(sum_of_squares(x, width) / float(width) + eps);
+}
+
+// As many elements of x / rms as there are lanes, times their weights.
+template <class T>
+inline F32 weighted(Norm kind, F32 x, F32 inverse, const void* weight, int64_t at, int64_t left) {
+  const F32 value = mul(x, inverse);
+  if (kind == Norm::kOnePlusWeight)
+    return mul(value, add(set1(1.0f), load(static_cast<const float*>(weight) + at, left)));
+  T rounded[kLanes];
+  store(rounded, value);
+  return mul(load(static_cast<const T*>(weight) + at, left), load(rounded));
 }
 
 // Splitting a few rows costs more than it saves: waking a worker takes as long as norming 64 KiB.
@@ -33,15 +49,7 @@ void rms_norm_typed(const NormArgs& a) {
       const F32 factor = set1(inverse_rms(x, a.width, a.eps));
       for (int64_t k = 0; k < a.width; k += kLanes) {
         const int64_t left = a.width - k;
-        F32 value = mul(load(x + k, left), factor);
-        if (a.kind == Norm::kOnePlusWeight) {
-          const F32 weight = load(static_cast<const float*>(a.weight) + k, left);
-          value = mul(value, add(set1(1.0f), weight));
-        } else {
-          T rounded[kLanes];
-          store(rounded, value);
-          value = mul(load(static_cast<const T*>(a.weight) + k, left), load(rounded));
-        }
+        const F32 value = weighted<T>(a.kind, load(x + k, left), factor, a.weight, k, left);
         store(out + k, value, left);
       }
     }
@@ -52,43 +60,79 @@ inline void rms_norm(const NormArgs& a) {
   a.dtype == DType::kFloat32 ? rms_norm_typed<float>(a) : rms_norm_typed<bf16>(a);
 }
 
-// One head; `values` is room for it in fp32. Dimension i turns with i + turned; the rest, past
-// twice `turned`, pass.
-template <class T>
-inline void norm_rope_head(const T* x, const float* weight, const float* cosine, const float* sine,
-                           int64_t width, int64_t turned, float eps, float* values, T* out) {
-  const F32 factor = set1(inverse_rms(x, width, eps));
-  for (int64_t k = 0; k < width; k += kLanes) {
-    const int64_t left = width - k;
-    const F32 scaled = mul(load(x + k, left), factor);
-    store(values + k, mul(scaled, add(set1(1.0f), load(weight + k, left))), left);
-  }
+constexpr int64_t kMaxHeadWidth = 1024;
+
+// Dimension i of a head turns with i + turned; the rest, past twice `turned`, pass.
+inline void rotate(float* head, const float* cosine, const float* sine, int64_t turned) {
   for (int64_t c = 0; c < turned; c += kLanes) {
     const int64_t left = turned - c;
-    const F32 low = load(values + c, left), high = load(values + turned + c, left);
+    const F32 low = load(head + c, left), high = load(head + turned + c, left);
     const F32 cos = load(cosine + c, left), sin = load(sine + c, left);
-    store(values + c, sub(mul(low, cos), mul(high, sin)), left);
-    store(values + turned + c, add(mul(high, cos), mul(low, sin)), left);
+    store(head + c, sub(mul(low, cos), mul(high, sin)), left);
+    store(head + turned + c, add(mul(high, cos), mul(low, sin)), left);
   }
-  for (int64_t k = 0; k < width; k += kLanes)
-    store(out + k, load(values + k, width - k), width - k);
 }
-
-constexpr int64_t kMaxHeadWidth = 1024;
 
 template <class T>
 void norm_rope_typed(const NormRopeArgs& a) {
   for_rows(a.tokens, a.heads * a.width, [&](Range mine) {
-    float values[kMaxHeadWidth];
+    float head[kMaxHeadWidth];
     for (int64_t t = mine.begin; t < mine.end; ++t)
-      for (int64_t h = 0; h < a.heads; ++h)
-        norm_rope_head(static_cast<const T*>(a.x) + t * a.x_stride + h * a.width,
-                       a.weight + h * a.width, a.cosine + t * a.turned, a.sine + t * a.turned,
-                       a.width, a.turned, a.eps, values,
-                       static_cast<T*>(a.out) + (t * a.heads + h) * a.width);
+      for (int64_t h = 0; h < a.heads; ++h) {
+        const T* x = static_cast<const T*>(a.x) + t * a.x_stride + h * a.width;
+        T* out = static_cast<T*>(a.out) + (t * a.heads + h) * a.width;
+        const bool own = a.kind == Norm::kOnePlusWeight;
+        const F32 inverse =
+            set1(own ? inverse_rms(x, a.width, a.eps)
+                     : 1.0f / std::sqrt(a.mean_square[t * a.mean_square_stride] + a.eps));
+        for (int64_t k = 0; k < a.width; k += kLanes) {
+          const int64_t left = a.width - k;
+          const F32 value =
+              weighted<T>(a.kind, load(x + k, left), inverse, a.weight, h * a.width + k, left);
+          if (own) {
+            store(head + k, value, left);
+          } else {  // M2 rounds between norm and rotation
+            T rounded[kLanes];
+            store(rounded, value);
+            store(head + k, load(rounded), left);
+          }
+        }
+        rotate(head, a.cosine + t * a.turned, a.sine + t * a.turned, a.turned);
+        for (int64_t k = 0; k < a.width; k += kLanes)
+          store(out + k, load(head + k, a.width - k), a.width - k);
+      }
   });
 }
 
 inline void norm_rope(const NormRopeArgs& a) {
   a.dtype == DType::kFloat32 ? norm_rope_typed<float>(a) : norm_rope_typed<bf16>(a);
+}
+
+template <class T>
+void sum_squares_typed(const SumSquaresArgs& a) {
+  for_rows(a.tokens, a.width, [&](Range mine) {
+    for (int64_t t = mine.begin; t < mine.end; ++t) {
+      const T* x = static_cast<const T*>(a.x) + t * a.x_stride;
+      a.sums[2 * t] = sum_of_squares(x, a.split);
+      a.sums[2 * t + 1] = sum_of_squares(x + a.split, a.width - a.split);
+    }
+  });
+}
+
+inline void sum_squares(const SumSquaresArgs& a) {
+  a.dtype == DType::kFloat32 ? sum_squares_typed<float>(a) : sum_squares_typed<bf16>(a);
+}
+
+inline void write_kv(const WriteArgs& a) {
+  const int64_t size = a.dtype == DType::kFloat32 ? 4 : 2;
+  for_rows(a.tokens, a.heads * a.width, [&](Range mine) {
+    for (int64_t t = mine.begin; t < mine.end; ++t) {
+      const int64_t block = a.slots[t] / kBlockTokens, offset = a.slots[t] % kBlockTokens;
+      for (int64_t h = 0; h < a.heads; ++h)
+        std::memcpy(static_cast<char*>(a.plane) +
+                        (block * a.block_stride + (h * kBlockTokens + offset) * a.width) * size,
+                    static_cast<const char*>(a.x) + (t * a.x_stride + h * a.width) * size,
+                    size_t(a.width * size));
+    }
+  });
 }

@@ -12,6 +12,19 @@ constexpr int kPanelRows = kTileSums / 4;
 
 inline int64_t panel_columns(int64_t columns) { return (columns + kPanel - 1) / kPanel * kPanel; }
 
+// Memory that will be packed next, fetched line by line while the present block is packed: blocks lie
+// anywhere, so the hardware cannot know.
+class Ahead {
+ public:
+  explicit Ahead(const void* start) : at_(static_cast<const char*>(start)) {}
+  void lines(int count) {
+    for (int i = 0; i < count; ++i, at_ += 64) prefetch(at_);
+  }
+
+ private:
+  const char* at_;
+};
+
 // One fp32 element per lane and step: exact products of bf16 or fp32 values.
 struct Singles {
   using Element = float;
@@ -24,18 +37,20 @@ struct Singles {
   // One panel whose columns are `rows` rows of `from`, `width` wide: keys of a product with queries.
   template <class T>
   static void pack_transposed(Element* panel, const T* from, int64_t row_stride, int64_t rows,
-                              int64_t width) {
+                              int64_t width, Ahead& ahead) {
     int64_t k = 0;
 #if defined(MSERVE_FAST_TRANSPOSE)
     constexpr int64_t kStep = sizeof(T) == 2 ? 2 * kLanes : kLanes;
-    for (; k + kStep <= width; k += kStep)
-      for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+    for (int64_t lane = 0; lane < kPanel; lane += kLanes)
+      for (k = 0; k + kStep <= width; k += kStep) {
         float* to = panel + k * kPanel + lane;
         const T* part = from + lane * row_stride + k;
+        ahead.lines(kLanes);
         if constexpr (sizeof(T) == 2)
           transpose_split(to, kPanel, part, row_stride, rows - lane);
         else
-          transpose_dwords(reinterpret_cast<uint32_t*>(to), kPanel, part, row_stride * 4, rows - lane);
+          transpose_dwords(reinterpret_cast<uint32_t*>(to), kPanel, part, row_stride * 4,
+                           rows - lane);
       }
 #endif
     for (; k < width; ++k)
@@ -45,11 +60,14 @@ struct Singles {
 
   // One panel whose columns are the first `width` of `from`: values of a product with probabilities.
   template <class T>
-  static void pack(Element* panel, const T* from, int64_t row_stride, int64_t rows, int64_t width) {
-    for (int64_t k = 0; k < rows; ++k)
+  static void pack(Element* panel, const T* from, int64_t row_stride, int64_t rows, int64_t width,
+                   Ahead& ahead) {
+    for (int64_t k = 0; k < rows; ++k) {
+      ahead.lines(int(kPanel * sizeof(T) / 64));
       for (int64_t lane = 0; lane < kPanel; lane += kLanes, panel += kLanes)
         store(panel, lane < width ? MSERVE_ISA::load(from + k * row_stride + lane, width - lane)
                                   : zero());
+    }
   }
 
   // A query as a row to broadcast, converted into `copy` where that is needed.
@@ -71,12 +89,14 @@ struct Pairs {
   static F32 multiply_add(V a, V b, F32 c) { return {_mm512_dpbf16_ps(c.v, a, b)}; }
 
   static void pack_transposed(Element* panel, const bf16* from, int64_t row_stride, int64_t rows,
-                              int64_t width) {
+                              int64_t width, Ahead& ahead) {
     int64_t k = 0;
-    for (; k + 2 * kLanes <= width; k += 2 * kLanes)
-      for (int64_t lane = 0; lane < kPanel; lane += kLanes)
+    for (int64_t lane = 0; lane < kPanel; lane += kLanes)
+      for (k = 0; k + 2 * kLanes <= width; k += 2 * kLanes) {
+        ahead.lines(kLanes);
         transpose_dwords(panel + k / 2 * kPanel + lane, kPanel, from + lane * row_stride + k,
                          row_stride * 2, rows - lane);
+      }
     for (; k < width; k += 2)
       for (int64_t lane = 0; lane < kPanel; ++lane) {
         Element pair = 0;
@@ -86,7 +106,7 @@ struct Pairs {
   }
 
   static void pack(Element* panel, const bf16* from, int64_t row_stride, int64_t rows,
-                   int64_t width) {
+                   int64_t width, Ahead& ahead) {
     alignas(64) static constexpr uint16_t kLow[32] = {
         0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
         8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
@@ -101,6 +121,7 @@ struct Pairs {
     for (int64_t k = 0; k < rows; k += 2)
       for (int64_t at = 0; at < kPanel; at += 32, panel += 32) {
         const __m512i even = part(k, at), odd = part(k + 1, at);
+        ahead.lines(2);
         _mm512_storeu_si512(panel, _mm512_permutex2var_epi16(even, low, odd));
         _mm512_storeu_si512(panel + 16, _mm512_permutex2var_epi16(even, high, odd));
       }

@@ -49,15 +49,19 @@ void score_tile(const SelectArgs& a, const SelectTile& tile, float* scores, floa
                              a.width, copies + r * panel_columns(a.width));
   const int64_t position = a.at.positions[first];
   for (int64_t block = tile.first_block; block < tile.last_block; ++block) {
-    const T* keys = static_cast<const T*>(a.key.data) +
-                    a.at.blocks[tile.span * a.at.num_blocks + block] * a.key.block_stride;
+    const auto keys_of = [&](int64_t number) {
+      const int64_t id = a.at.blocks[tile.span * a.at.num_blocks + number];
+      return static_cast<const T*>(a.key.data) + id * a.key.block_stride;
+    };
+    const T* keys = keys_of(block);
+    Ahead ahead(keys_of(std::min(block + 1, tile.last_block - 1)));
     for (int64_t r = 0; r < rows; ++r) scores[r * a.at.num_blocks + block] = -INFINITY;
     // keys of the block that the tile's first token may see, and its last
     const int64_t visible_first = position + 1 - block * kBlockTokens;
     const int64_t visible_last = std::min(kBlockTokens, visible_first + tokens - 1);
     for (int64_t column = 0; column < visible_last; column += kPanel) {
       Singles::pack_transposed(panel, keys + column * a.width, a.width, visible_last - column,
-                               a.width);
+                               a.width, ahead);
       panel_rows<Singles>(
           inputs, rows, panel, a.width, [](int64_t, int) { return zero(); },
           [&](int64_t r, const F32* sums) {

@@ -102,14 +102,34 @@ struct NormArgs {
   DType dtype;
 };
 
-// M3's heads: every head of x normed by its own weight and turned by its token's angles.
+// Heads normed and turned by their token's angles, in one pass.
 struct NormRopeArgs {
-  const void* x;        // [tokens, heads, width] of dtype, token stride x_stride
-  const float* weight;  // [heads, width], centred on zero
+  const void* x;             // [tokens, heads, width] of dtype, token stride x_stride
+  const void* weight;        // [heads, width], typed as the kind of norm says
+  const float* mean_square;  // of each token, mean_square_stride apart, for kRoundThenMultiply;
+                             // kOnePlusWeight takes every head's own
   const float *cosine, *sine;  // [tokens, turned]
   void* out;                   // [tokens, heads, width], contiguous
-  int64_t tokens, heads, width, turned, x_stride;
+  int64_t tokens, heads, width, turned, x_stride, mean_square_stride;
   float eps;
+  Norm kind;
+  DType dtype;
+};
+
+// sums[t] = sums of squares of x[t, :split] and x[t, split:width].
+struct SumSquaresArgs {
+  const void* x;  // [tokens, width] of dtype, row stride x_stride
+  float* sums;    // [tokens, 2]
+  int64_t tokens, split, width, x_stride;
+  DType dtype;
+};
+
+// New tokens' keys or values into their slots of a plane [.., heads, kBlockTokens, width].
+struct WriteArgs {
+  void* plane;
+  const void* x;         // [tokens, heads, width], token stride x_stride
+  const int64_t* slots;  // [tokens]: block * kBlockTokens + offset
+  int64_t block_stride, tokens, heads, width, x_stride;
   DType dtype;
 };
 
