@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,12 @@ from mserve.checkpoint import (
     open_checkpoint,
 )
 from mserve.core import CacheConfig, CheckpointError, SamplingParams, SetupError
+from mserve.kernels import use_kernels
+from mserve.llm import LLM
 from mserve.models import build_model
 from mserve.parallel import Groups, SoloGroup, close_groups, init_groups
 from mserve.testing import formats as oracle
+from mserve.testing.native import native_library  # noqa: F401 - a fixture
 from mserve.testing.tiny_models import (
     CPU,
     Session,
@@ -50,6 +53,14 @@ COUNT = 10
 PROMPTS = [random_tokens(length, seed=length, vocab_size=1000) for length in (3, 130, 389)]
 RULE = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=COUNT)
 Q = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture(autouse=True)
+def reference() -> Iterator[None]:
+    """Only the reference reads packed caches; a test before may have chosen another."""
+    use_kernels("reference")
+    yield
+    use_kernels("reference")
 
 
 @pytest.fixture(scope="module")
@@ -442,3 +453,27 @@ def test_a_smaller_cache_changes_the_scores_a_little(
     errors = np.array([abs(one.logprob - other.logprob) for one, other in pairs])
     assert errors.max() > 0
     assert np.median(errors) < (0.2 if "fp8" in cache.values() else 0.05)
+
+
+@pytest.mark.parametrize("arch", ["m2", "m3"])
+@pytest.mark.parametrize("cache", ["auto", "int8"])
+def test_an_engine_runs_packed_parts_by_kernels_that_read_them(
+    toys: Path,
+    arch: str,
+    cache: Any,
+    native_library: None,  # noqa: F811
+) -> None:
+    """C++ for the rest, torch for these; the start says which is slow, and the text is the same."""
+    packed = toys / f"{arch}-mxfp8"
+    config = CacheConfig(kv_cache_dtype=cache)
+    expected = [
+        output.new_token_ids
+        for output in BareEngine(packed, cache=config).run(*((prompt, RULE) for prompt in PROMPTS))
+    ]
+    small = {"kv_cache_memory_bytes": 16 << 20, "max_model_len": 1024, "num_threads": 1}
+    with LLM(str(packed), kv_cache_dtype=cache, **small) as llm:
+        answers = llm.generate(PROMPTS, RULE)
+        report = " ".join(llm.report)
+    assert [answer.token_ids for answer in answers] == expected
+    assert "packed weights" in report
+    assert ("packed cache" in report) == (cache == "int8")

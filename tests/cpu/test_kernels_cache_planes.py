@@ -15,6 +15,7 @@ from mserve.kernels import (
     paged_attention,
     select_blocks,
     sparse_attention,
+    use_kernels,
     write_kv,
 )
 from mserve.layers import KVCache
@@ -23,6 +24,12 @@ from mserve.testing import formats as oracle
 quick = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31)
 DTYPES = ("float32", "bfloat16", "float8_e4m3fn", "int8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reference() -> None:
+    """Only the reference reads packed planes; a test before may have chosen another."""
+    use_kernels("reference")
 
 
 def plane_of(dtype: str, num_blocks: int, heads: int, width: int) -> CachePlane:
