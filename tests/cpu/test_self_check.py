@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mserve.core import SetupError
-from mserve.kernels import choose
+from mserve.kernels import choose, use_kernels
 from mserve.layers import check_kernels
 from mserve.testing.tiny_models import load_model, m2_spec, m3_spec, new_cache, random_tensors
 
@@ -17,6 +17,7 @@ M2, M3 = m2_spec(), m3_spec()
 
 
 def check(spec: Any, dtype: str = "float32") -> list[int]:
+    use_kernels("native")
     model = load_model(spec, random_tensors(spec, seed=1), dtype=getattr(torch, dtype))
     with torch.inference_mode():
         return check_kernels(model, new_cache(spec, 32, dtype))
@@ -40,7 +41,9 @@ def poisoned(result: Any) -> Any:
 
 
 @pytest.mark.parametrize("spoil", [halved, poisoned])
-@pytest.mark.parametrize("op", choose.OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize(
+    "op", [op for op in choose.OPS if op is not choose.write_kv], ids=lambda op: op.name
+)
 def test_a_wrong_kernel_is_named(
     op: choose.Op, spoil: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,7 +54,14 @@ def test_a_wrong_kernel_is_named(
         check(M3)
 
 
+def test_a_cache_write_that_writes_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose.write_kv, "native", lambda plane, slots, values: None)
+    with pytest.raises(SetupError, match="write_kv"):
+        check(M3)
+
+
 def test_the_choice_of_kernels_is_as_before() -> None:
+    use_kernels("native")
     before = [op.run for op in choose.OPS]
     check(M3)
     assert [op.run for op in choose.OPS] == before

@@ -19,6 +19,7 @@ from mserve.checkpoint import (
     is_matrix,
     open_checkpoint,
     parse_config,
+    read_spec,
     write_shards,
 )
 from mserve.core import DTYPE_BYTES, CheckpointError, SetupError
@@ -256,6 +257,24 @@ def test_modelslim_describes_every_tensor(tmp_path: Path) -> None:
     assert opened.spec.quantization == QuantSpec("int8", {Q: "int8_static"})
     assert Q.replace("weight", "quant_bias") in opened.tensors
     assert cache not in opened.tensors
+
+
+def test_modelslim_may_spell_names_as_transformers_does(tmp_path: Path) -> None:
+    def spelled(name: str) -> str:
+        return name.replace("model.layers", "model.language_model.layers").replace(
+            "block_sparse_moe", "mlp"
+        )
+
+    words = described("m3") | {W2: "FLOAT"}
+    folder = write_checkpoint(
+        tmp_path / "c",
+        "m3",
+        description={spelled(name): word for name, word in words.items()},
+        change={W2: ((256, 128), "bfloat16"), f"{W2}_scale": None, f"{W2}_offset": None},
+        stored="int8",
+    )
+    assert open_checkpoint(folder).spec.quantization == QuantSpec("int8", {W2: "plain"})
+    assert read_spec(folder).quantization == QuantSpec("int8", {W2: "plain"})
 
 
 @pytest.mark.parametrize("word", ["W4A8_DYNAMIC", "W8A16"])

@@ -20,7 +20,7 @@ from mserve.cli.generate import read_prompts, write_completions
 from mserve.cli.main import FAILED, REFUSED, app, explain, run, with_dashes
 from mserve.core import EngineError, QueueFullError, RequestError, SetupError
 
-COMMANDS = ("serve", "chat", "generate", "toy", "doctor")
+COMMANDS = ("serve", "chat", "generate", "toy", "quantize", "doctor")
 HEAVY = ("torch", "numpy", "tokenizers", "starlette", "uvicorn", "jinja2", "zmq", "httpx")
 THIS = str(Path(__file__))  # a file that exists and is not JSON
 
@@ -102,6 +102,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["toy", "out", "--arch", "m9"], "m9"),
         (["toy", "out", "--seed", "many"], "--seed"),
         (["toy", str(Path(__file__).parent)], "empty folder"),
+        (["quantize", "no/such/folder", "out", "--format", "fp8"], "no/such/folder"),
+        (["quantize", ".", "out", "--format", "fp4"], "fp4"),
+        (["quantize", ".", "out"], "--format"),
+        (["serve", ".", "--quantization", "awq"], "awq"),
+        (["serve", ".", "--kv-cache-dtype", "fp4"], "fp4"),
         (["doctor", "--jsno"], "--jsno"),
     ],
 )

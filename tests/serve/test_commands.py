@@ -75,6 +75,50 @@ def test_generate_and_http_give_the_same_greedy_text(toy: Path, url: str, tmp_pa
         assert [one["token_id"] for one in answer["logprobs"]] == answer["token_ids"]
 
 
+def test_quantizing_before_and_while_loading_give_the_same_answers(
+    toy: Path, tmp_path: Path
+) -> None:
+    packed, prompts = tmp_path / "packed", tmp_path / "in.json"
+    done = mserve("quantize", str(toy), str(packed), "--format", "mxfp8")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    prompts.write_text(json.dumps(PROMPTS))
+    flags = ["--temperature", "0", "--max-tokens", str(TOKENS), "--ignore-eos"]
+    flags += [
+        "--kv-cache-memory-bytes",
+        "32M",
+        "--kv-cache-dtype",
+        "fp8",
+        "--prompts",
+        str(prompts),
+    ]
+    answers = []
+    for checkpoint, more in ((packed, []), (toy, ["--quantization", "mxfp8"])):
+        out = tmp_path / f"{checkpoint.name}.json"
+        done = mserve("generate", str(checkpoint), "--output", str(out), *flags, *more)
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(out.read_text()))
+    assert answers[0] == answers[1]
+
+
+def test_what_cannot_be_quantized_is_refused(toy: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    assert mserve("quantize", str(toy), str(packed), "--format", "int8").returncode == 0
+    for arguments, named in (
+        (
+            ["quantize", str(packed), str(tmp_path / "again"), "--format", "fp8"],
+            "quantized already",
+        ),
+        (["quantize", str(toy), str(packed), "--format", "fp8"], "not an empty folder"),
+        (["serve", str(packed), "--quantization", "fp8"], "int8 already"),
+        (["serve", str(toy), "--quantization", "fp8", "-tp", "2"], "would cut"),
+    ):
+        done = mserve(*arguments)
+        assert done.returncode == 2
+        assert named in done.stderr
+        assert len(done.stderr.strip().splitlines()) <= 5
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize("piped", [False, True])
 def test_one_shot_chat_prints_the_answer_and_nothing_else(url: str, piped: bool) -> None:
     question = "Hello there"

@@ -14,6 +14,7 @@ files.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from mserve.checkpoint.header import TensorSource
 from mserve.checkpoint.spec import ModelSpec
@@ -25,6 +26,7 @@ _OTHER_TOWERS = frozenset({"vision_tower", "multi_modal_projector", "patch_merge
 _CACHE_SCALES = frozenset(
     f"{side}_cache_{what}" for side in ("k", "v", "kv") for what in ("scale", "offset")
 )
+_NOWHERE = TensorSource(Path(), "", (), 0, 0)
 _INDEXER = {"q_proj", "k_proj", "q_norm", "k_norm"}
 
 
@@ -122,6 +124,11 @@ def logical_tensors(
         rest = ("block_sparse_moe", "e_score_correction_bias")
     for tail, part in _unstacked(rest, source):
         yield f"{layer}.{'.'.join(tail)}", part
+
+
+def logical_name(name: str, spec: ModelSpec) -> str:
+    """The logical name of a tensor that is no stack."""
+    return next(logical_tensors(name, _NOWHERE, spec))[0]
 
 
 def _unstacked(rest: _Path, source: TensorSource) -> Iterator[tuple[_Path, TensorSource]]:

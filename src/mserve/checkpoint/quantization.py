@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mserve.checkpoint.formats import is_matrix
 from mserve.checkpoint.keys import Keys, read_json
-from mserve.checkpoint.names import expected_tensors, without_prefix
+from mserve.checkpoint.names import expected_tensors, logical_name, without_prefix
 from mserve.checkpoint.spec import ModelSpec, QuantSpec, WeightFormat
 
 DESCRIPTION_FILE = "quant_model_description.json"
@@ -64,7 +64,7 @@ def read_description(file: Path, spec: ModelSpec) -> QuantSpec:
     formats: dict[str, WeightFormat] = {}
     matrices = {name for name in expected_tensors(spec) if is_matrix(name)}
     for key in described:
-        name = without_prefix(key)
+        name = logical_name(key, spec)
         if name in matrices:
             formats[name] = described.choice(key, _DESCRIBED)
     counts = Counter(kind for kind in formats.values() if kind != "plain")

@@ -68,10 +68,19 @@ def device_of_rank(config: EngineConfig, rank: int) -> torch.device:
     return torch.device("cuda", rank)
 
 
-def use_threads(device: torch.device, threads: int) -> KernelChoice:
-    """Give this rank ``threads`` CPU threads and the fastest kernels there are for ``device``."""
+def use_threads(
+    config: EngineConfig, checkpoint: Checkpoint, device: torch.device, threads: int
+) -> KernelChoice:
+    """Give this rank ``threads`` CPU threads and the fastest kernels there are for what it runs."""
     torch.set_num_threads(threads)
-    return choose_kernels(device, threads)
+    spec, dtype = spec_to_run(config, checkpoint), dtype_name(config, checkpoint)
+    planes = cache_layout(spec, config, config.parallel.tensor_parallel_size).planes
+    return choose_kernels(
+        device,
+        threads,
+        packed_weights=spec.quantization.format != "plain",
+        packed_cache=any(plane.dtype != dtype for plane in planes),
+    )
 
 
 def load_runner(

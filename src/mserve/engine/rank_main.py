@@ -40,8 +40,8 @@ def main() -> None:
     threading.Thread(target=_receive, args=(frames, plans), daemon=True).start()
 
     device = device_of_rank(launch.config, launch.rank)
-    kernels = use_threads(device, launch.num_threads)
     checkpoint = open_checkpoint(launch.config.model.path)
+    kernels = use_threads(launch.config, checkpoint, device, launch.num_threads)
     sys.stdout.buffer.write(HELLO)
     sys.stdout.buffer.flush()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads the pipe from here on

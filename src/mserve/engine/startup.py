@@ -119,7 +119,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     report(Loading("memory", 0.0))
     machine = read_machine()
     threads = max(1, (config.num_threads or machine.cores) // size)
-    kernels = use_threads(device, threads)
+    kernels = use_threads(config, checkpoint, device, threads)
     available_bytes = _available_bytes(machine, device, size)
     memory = plan_memory(spec_to_run(config, checkpoint), config, available_bytes, size)
 

@@ -45,7 +45,9 @@ def packed(
         values = integers.nan_to_num(1.0).to(torch.int8)
         return (plane.values, values), (plane.scales, scales)
     if plane.dtype == torch.float8_e4m3fn:
-        vectors = vectors.float().clamp(-_LARGEST_E4M3, _LARGEST_E4M3)
+        codes = vectors.float().clamp(-_LARGEST_E4M3, _LARGEST_E4M3).to(plane.dtype)
+        # As bytes: not every device indexes a tensor of this type.
+        return ((plane.view(torch.uint8), codes.view(torch.uint8)),)
     return ((plane, vectors.to(plane.dtype)),)
 
 

@@ -1,7 +1,7 @@
 """Which implementation of each op runs: chosen once at start, printed, and never changed silently.
 
     reference   torch, every device and dtype: what the other must equal
-    native      C++ on the CPU, bf16 and fp32
+    native      C++ on the CPU, bf16 and fp32; packed weights and caches stay with the reference
 
 The reference runs until ``choose_kernels`` is called, so a test or a script that wants the other
 says so. Knows what exists for which device; does not know how any of it computes.
@@ -74,6 +74,8 @@ OPS = (
     sparse_attention,
 )
 
+OPS_OF_CACHE = (write_kv, select_blocks, paged_attention, sparse_attention)
+
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
@@ -94,13 +96,26 @@ def find_kernels(device: torch.device) -> KernelChoice:
     return KernelChoice("native", f"C++ {native.isa()}")
 
 
-def choose_kernels(device: torch.device, threads: int) -> KernelChoice:
-    """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads."""
+def choose_kernels(
+    device: torch.device, threads: int, *, packed_weights: bool = False, packed_cache: bool = False
+) -> KernelChoice:
+    """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads.
+
+    Packed weights have linears of their own, in torch only; a ``packed_cache``, of another type
+    than activations, is read and written by the reference.
+    """
     choice = find_kernels(device)
-    if choice.implementation == "native":
-        native.set_num_threads(threads)
     use_kernels(choice.implementation)
-    return choice
+    if choice.implementation == "reference":
+        return choice
+    native.set_num_threads(threads)
+    slow = ["packed weights"] if packed_weights else []
+    if packed_cache:
+        slow.append("attention over the packed cache")
+        for op in OPS_OF_CACHE:
+            op.run = op.reference
+    line = f"{choice.line}; {' and '.join(slow)} in torch, slow" if slow else choice.line
+    return KernelChoice("native", line)
 
 
 def use_kernels(implementation: Literal["reference", "native"]) -> None:

@@ -17,6 +17,8 @@ def gather_blocks(plane: CachePlane, blocks: torch.Tensor, dtype: torch.dtype) -
     if isinstance(plane, ScaledPlane):
         values, scales = (_gather(stored, blocks) for stored in plane)
         return unpacked(values, scales, dtype)
+    if plane.dtype == torch.float8_e4m3fn:  # as bytes: not every device indexes this type
+        return unpacked(_gather(plane.view(torch.uint8), blocks).view(plane.dtype), None, dtype)
     return unpacked(_gather(plane, blocks), None, dtype)
 
 

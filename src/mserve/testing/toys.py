@@ -14,6 +14,7 @@ import transformers
 from mserve.cache import BlockLedger
 from mserve.checkpoint import open_checkpoint
 from mserve.core import (
+    CacheConfig,
     EngineConfig,
     FinishReason,
     ModelConfig,
@@ -75,10 +76,13 @@ class BareEngine:
         num_blocks: int = 64,
         max_model_len: int = 2048,
         scheduler: SchedulerConfig | None = None,
+        cache: CacheConfig | None = None,
         enable_prefix_caching: bool = True,
     ) -> None:
         scheduler = scheduler or SchedulerConfig()
-        config = EngineConfig(model=ModelConfig(path=str(path)), scheduler=scheduler)
+        config = EngineConfig(
+            model=ModelConfig(path=str(path)), scheduler=scheduler, cache=cache or CacheConfig()
+        )
         device = torch.device("cpu")
         kernels = use_threads(device, torch.get_num_threads())
         runner = load_runner(open_checkpoint(path), config, Groups(), device, num_blocks, kernels)
