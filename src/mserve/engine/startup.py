@@ -115,6 +115,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     torch.set_num_threads(threads)
     available_bytes = _available_bytes(machine, device, size)
     memory = plan_memory(checkpoint.spec, config, available_bytes, size)
+    report(Loading("memory", 1.0, report=render(memory)))
 
     # The first step is the proof that all ranks are connected: some still read the meeting place
     # when rank 0 has left it, and would wait for it forever if it were gone.
