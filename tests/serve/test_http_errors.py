@@ -34,6 +34,8 @@ def error_of(response: httpx.Response, status: int) -> Any:
         b'{"user": "\xff", "prompt": "a"}',
         b'{"prompt": "\\ud800"}',
         b'{"prompt": "a", "temperature": NaN}',
+        b'{"prompt": "a", "prompt": "b"}',
+        b'{"prompt": "a", "x": [{"y": 1, "y": 1}]}',
         b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
         b'{"prompt": "a", "x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
     ],

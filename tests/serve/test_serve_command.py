@@ -20,7 +20,7 @@ from mserve.cli.serve import check_fits, parse_bytes, url_host
 from mserve.cli.start_display import StartDisplay
 from mserve.core import CapacityError, EngineConfig, ModelConfig, ParallelConfig, SetupError
 from mserve.toy import write_toy
-from mserve.wire import EngineStatus, Phase, Ready
+from mserve.wire import EngineStatus, Loading, Phase, Ready
 
 RUN = """
 import sys, typer
@@ -206,10 +206,14 @@ def test_start_lines_are_few_and_end_with_what_to_type(capsys: pytest.CaptureFix
     )
     with StartDisplay("tiny", "http://127.0.0.1:1") as display:
         display.say("listening")
+        planned = EngineStatus(loading=Loading("memory", 1.0, report=ready.report[:3]))
+        display(planned, None)
+        assert capsys.readouterr().out.splitlines()[1:] == ready.report[:3]
         for _ in range(2):  # a restarted engine is not announced again
             display(EngineStatus(Phase.READY), ready)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 15
+    assert len(lines) == 15 - 4
+    assert lines[0] == "line 3"
     assert lines[-1].startswith("try: curl http://127.0.0.1:1/v1/chat/completions")
     assert "http://127.0.0.1:1/v1" in lines[-2]
     assert "context 512 tokens, 10 blocks (1,280 tokens)" in lines[-3]

@@ -29,6 +29,7 @@ class StartDisplay:
         self._model = model
         self._url = url
         self._num_lines = 0
+        self._num_reported = 0
         self._last_progress_s = time.monotonic()
         self._announced = False
         console = Console(stderr=True)
@@ -61,6 +62,7 @@ class StartDisplay:
             self._progress.stop()
             self._announce(ready)
         elif status.phase is Phase.LOADING:
+            self._report(status.loading.report)
             self._show(status)
 
     def say(self, line: str) -> None:
@@ -89,10 +91,16 @@ class StartDisplay:
             self._last_progress_s = now
         return due
 
-    def _announce(self, ready: Ready) -> None:
+    def _report(self, lines: list[str]) -> None:
+        """Say those of the engine's lines that are new, while there is room."""
         room = _MAX_LINES - _CLOSING_LINES - self._num_lines
-        for line in ready.report[:room]:
+        new = lines[self._num_reported :][: max(0, room)]
+        self._num_reported += len(new)
+        for line in new:
             self.say(line)
+
+    def _announce(self, ready: Ready) -> None:
+        self._report(ready.report)
         tokens = ready.num_blocks * BLOCK_TOKENS
         self.say(
             f"{self._model}: context {ready.max_model_len:,} tokens, {ready.num_blocks:,} blocks "

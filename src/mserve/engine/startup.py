@@ -122,6 +122,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     kernels = use_threads(config, checkpoint, device, threads)
     available_bytes = _available_bytes(machine, device, size)
     memory = plan_memory(spec_to_run(config, checkpoint), config, available_bytes, size)
+    report(Loading("memory", 1.0, report=render(memory)))
 
     # The first step is the proof that all ranks are connected: some still read the meeting place
     # when rank 0 has left it, and would wait for it forever if it were gone.

@@ -7,6 +7,7 @@ response header. Knows JSON and HTTP bodies. Does not know what fields mean.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from typing import Any, TypeVar
 
@@ -53,6 +54,9 @@ async def read_body(request: Request) -> bytes:
 def decode(body: bytes, schema: type[T]) -> tuple[T, list[str]]:
     """The request, and the names of its fields that have no effect.
 
+    Of a field that is there twice one value would win, and which one is a matter of the parser: a
+    proxy in front may have checked the other. So it is refused.
+
     Raises ``RequestError`` naming the field that is wrong or not supported.
     """
     known = {field.encode_name for field in msgspec.structs.fields(schema)}
@@ -60,6 +64,7 @@ def decode(body: bytes, schema: type[T]) -> tuple[T, list[str]]:
         body.decode()
         fields = _top_level.decode(body)
         request = msgspec.json.decode(body, type=schema)
+        _unique.decode(body.decode())
         unknown = {name: raw for name, raw in fields.items() if name not in known}
         for name, raw in unknown.items():
             _refuse_unless_harmless(name, raw)
@@ -105,6 +110,20 @@ def _explained(error: msgspec.ValidationError) -> RequestError:
     return RequestError(f"{param}: {message}" if param else message, param=param)
 
 
+def _check_unique(pairs: list[tuple[str, Any]]) -> None:
+    seen = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise RequestError(
+                f"{name[:100]} is there twice", param=name[:100], code="invalid_json"
+            )
+        seen.add(name)
+
+
+# Numbers are not of interest, so they are not made.
+_unique = json.JSONDecoder(
+    object_pairs_hook=_check_unique, parse_int=len, parse_float=len, strict=False
+)
 _top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _JSON_NAMES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
 _HEADER_SAFE = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -32,12 +32,15 @@ from mserve.core import (
 log = logging.getLogger(__name__)
 
 _HTTP_CODES = {
+    400: "invalid_http",
     401: "invalid_api_key",
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",
     413: "request_too_large",
+    414: "url_too_long",
     415: "unsupported_media_type",
+    431: "headers_too_large",
 }
 
 

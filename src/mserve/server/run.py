@@ -19,6 +19,7 @@ import uvloop
 
 from mserve.core import EngineConfig, SetupError
 from mserve.server.app import create_app
+from mserve.server.protocol import BoundedHttp
 from mserve.server.service import Service
 from mserve.server.supervisor import Supervisor
 
@@ -57,7 +58,7 @@ class _Run:
         self._server = _Uvicorn(
             uvicorn.Config(
                 create_app(service),
-                http="httptools",
+                http=BoundedHttp,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

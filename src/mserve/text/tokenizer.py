@@ -7,11 +7,12 @@ checkpoint may come without a tokenizer: ``NoTokenizer`` then stands in and refu
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import tokenizers
 
 from mserve.core import CheckpointError, RequestError
+from mserve.text.quoting import QUOTE, Quoting, unquote
 
 
 class Tokenizer(Protocol):
@@ -22,6 +23,15 @@ class Tokenizer(Protocol):
     longest_token_chars: int
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def encode_rendered(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """As ``encode``, for text with quoted parts: in those, marks are plain text."""
+        ...
+
+    def quote(self, value: Any, *, hidden_only: bool = False) -> Any:
+        """``value`` with every string in it quoted against spelling added tokens; with
+        ``hidden_only``, against those alone that never show in a decoded text."""
+        ...
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
 
@@ -38,15 +48,48 @@ class ByteLevelTokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
+        # The same model without the added tokens: it reads every mark as plain text.
+        self._plain = tokenizers.Tokenizer(backend.model)
+        if backend.normalizer is not None:
+            self._plain.normalizer = backend.normalizer
+        if backend.pre_tokenizer is not None:
+            self._plain.pre_tokenizer = backend.pre_tokenizer
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._added_ids = frozenset(added)
+        self._quoting = Quoting(token.content for token in added.values())
+        self._hidden = Quoting(token.content for token in added.values() if token.special)
         self.longest_token_chars = max(map(len, backend.get_vocab()), default=1)
         self._bytes_of: dict[int, bytes] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+    def encode_rendered(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if QUOTE not in text:
+            return self.encode(text, add_special_tokens=add_special_tokens)
+        found = self._backend.encode(text, add_special_tokens=False)
+        ids: list[int] = []
+        start = 0  # of the text after the last mark
+        for token_id, (begin, end) in zip(found.ids, found.offsets, strict=True):
+            if token_id in self._added_ids:
+                ids += [*self._encode_plain(text[start:begin]), token_id]
+                start = end
+        ids += self._encode_plain(text[start:])
+        if not add_special_tokens:
+            return ids
+        around = self._backend.post_process(found, add_special_tokens=True)
+        first = around.special_tokens_mask.index(0)
+        return [*around.ids[:first], *ids, *around.ids[first + len(found.ids) :]]
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids: list[int] = self._plain.encode(unquote(text), add_special_tokens=False).ids
+        return ids
+
+    def quote(self, value: Any, *, hidden_only: bool = False) -> Any:
+        return (self._hidden if hidden_only else self._quoting).quote(value)
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         kept = (i for i in token_ids if not (skip_special_tokens and i in self.special_ids))
@@ -73,6 +116,12 @@ class NoTokenizer:
             param="prompt",
             code="no_tokenizer",
         )
+
+    def encode_rendered(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return self.encode(text, add_special_tokens=add_special_tokens)
+
+    def quote(self, value: Any, *, hidden_only: bool = False) -> Any:
+        return value
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         return ""

@@ -54,6 +54,7 @@ class Loading(msgspec.Struct, frozen=True, tag="loading"):
     )
     fraction: float  # of this stage, 0 to 1
     detail: str = ""
+    report: list[str] = []  # lines for the terminal that are known now and open ``Ready.report``
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
