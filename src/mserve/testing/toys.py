@@ -84,8 +84,9 @@ class BareEngine:
             model=ModelConfig(path=str(path)), scheduler=scheduler, cache=cache or CacheConfig()
         )
         device = torch.device("cpu")
-        kernels = use_threads(device, torch.get_num_threads())
-        runner = load_runner(open_checkpoint(path), config, Groups(), device, num_blocks, kernels)
+        checkpoint = open_checkpoint(path)
+        kernels = use_threads(config, checkpoint, device, torch.get_num_threads())
+        runner = load_runner(checkpoint, config, Groups(), device, num_blocks, kernels)
         ledger = BlockLedger(num_blocks)
         self.engine = Engine(
             Scheduler(
