@@ -63,9 +63,7 @@ def test_generate_and_http_give_the_same_greedy_text(toy: Path, url: str, tmp_pa
     prompts.write_text(json.dumps(PROMPTS))
     flags = ["--dtype", "float32", "--kv-cache-memory-bytes", "32M", "--temperature", "0"]
     flags += ["--max-tokens", str(TOKENS), "--ignore-eos", "--logprobs", "0"]
-    done = mserve(
-        "generate", str(toy), "--prompts", str(prompts), "--output", str(answers), *flags
-    )
+    done = mserve("generate", str(toy), "--prompts", str(prompts), "--output", str(answers), *flags)
     assert done.returncode == 0, done.stderr
     offline = json.loads(answers.read_text())
     for prompt, answer in zip(PROMPTS, offline, strict=True):
