@@ -52,12 +52,6 @@ class Leaf:
             self._text += text
             self._decide(text)
 
-    def may_end(self) -> bool:
-        """Whether the text so far is a value in itself."""
-        if self._json is not None:
-            return self._json.done or self._json.broken
-        return self._is_string or self._probe is None or self._probe.done
-
     def finish(self) -> bool:
         """The value has ended. False if it is not what the schema asks for."""
         if self._is_string:
