@@ -464,6 +464,37 @@ def test_noise_loses_no_word_and_cuts_do_not_matter(arch: str, data: st.DataObje
         assert any(word in part for part in shown_real)
 
 
+@pytest.mark.parametrize("arch", ["m2", "m3"])
+def test_long_runs_of_anything_are_read_in_one_pass(arch: str) -> None:
+    """Each of these would take hours if a push cost as much as what came before."""
+    opening = {"m2": m2(param("s", "|")), "m3": m3(element("s", "|"))}[arch].partition("|")[0]
+    untyped = opening.replace('"f"', '"new"')
+    for begin in ("", opening, untyped, opening + f"</parameter>{NS}</s>"):
+        for run in (" ", "\n", "<", "1", "]<]", '{"a":', "</parameter>", NS, "["):
+            parser = DialectParser(DIALECTS[arch], Start.CONTENT, F)
+            pieces = [begin, *([run * 4] * 6_000)]
+            got = collected(events_of(parser, pieces))
+            values = [json.loads(call["arguments"]) for call in got["calls"]]
+            sent = got["content"] + "".join(str(v) for value in values for v in value.values())
+            between_elements = begin.endswith("</s>") and run == NS  # marks there are no text
+            assert between_elements or run.strip() in sent
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/properties/k"},
+        {"anyOf": [{"$ref": "#/properties/k"}] * 30},
+        {"allOf": [{"anyOf": [{"$ref": "#/properties/k"}, {"type": "null"}]}] * 9},
+        {"type": [["string"]], "properties": 3, "items": [{}], "enum": "x", "anyOf": {}},
+    ],
+)
+def test_schemas_that_lead_nowhere_say_nothing(schema: Any) -> None:
+    odd = Tools({"f": {"type": "object", "properties": {"k": schema}}})
+    got = parse("m3", m3(element("k", "a word")), tools=odd)
+    assert arguments(got) == {"k": "a word"}
+
+
 # --- latency ---
 
 
