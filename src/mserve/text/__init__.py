@@ -1,7 +1,28 @@
-"""Between strings and token ids: template, tokenizer, streaming detokenizer, stop strings."""
+"""Between strings and token ids: messages, template, tokenizer, stop strings, dialects."""
 
 from mserve.text.answer import Answer, AnswerPiece, Delta, OutputParser, PlainParser
 from mserve.text.detokenize import Detokenizer
+from mserve.text.dialects import (
+    Dialect,
+    DialectParser,
+    Start,
+    State,
+    Tools,
+    by_name,
+    marker_ids,
+    of_family,
+)
+from mserve.text.events import (
+    ArgumentsDelta,
+    CallFinished,
+    CallStarted,
+    ContentDelta,
+    Event,
+    Finished,
+    ReasoningDelta,
+)
+from mserve.text.messages import arguments_of, normalised, split_thinking
+from mserve.text.stable_prefix import STABLE_PREFIX_RULES, KeptThinking, with_stable_prefix
 from mserve.text.stop import StopScan, StopStrings
 from mserve.text.template import (
     ChatTemplate,
@@ -9,23 +30,48 @@ from mserve.text.template import (
     NoChatTemplate,
     load_chat_template,
 )
+from mserve.text.thinking import THINKING_VARIABLES, ThinkingPlan, plan_thinking
 from mserve.text.tokenizer import ByteLevelTokenizer, NoTokenizer, Tokenizer, load_tokenizer
 
 __all__ = [
+    "STABLE_PREFIX_RULES",
+    "THINKING_VARIABLES",
     "Answer",
     "AnswerPiece",
+    "ArgumentsDelta",
     "ByteLevelTokenizer",
+    "CallFinished",
+    "CallStarted",
     "ChatTemplate",
+    "ContentDelta",
     "Delta",
     "Detokenizer",
+    "Dialect",
+    "DialectParser",
+    "Event",
+    "Finished",
     "JinjaChatTemplate",
+    "KeptThinking",
     "NoChatTemplate",
     "NoTokenizer",
     "OutputParser",
     "PlainParser",
+    "ReasoningDelta",
+    "Start",
+    "State",
     "StopScan",
     "StopStrings",
+    "ThinkingPlan",
     "Tokenizer",
+    "Tools",
+    "arguments_of",
+    "by_name",
     "load_chat_template",
     "load_tokenizer",
+    "marker_ids",
+    "normalised",
+    "of_family",
+    "plan_thinking",
+    "split_thinking",
+    "with_stable_prefix",
 ]
