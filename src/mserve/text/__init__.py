@@ -1,6 +1,6 @@
 """Between strings and token ids: template, tokenizer, streaming detokenizer, stop strings."""
 
-from mserve.text.answer import Answer, AnswerPiece, Delta, OutputParser, PlainParser
+from mserve.text.answer import Answer, AnswerPiece, OutputParser, PlainParser
 from mserve.text.detokenize import Detokenizer
 from mserve.text.dialects import (
     Dialect,
@@ -40,7 +40,6 @@ __all__ = [
     "CallStarted",
     "ChatTemplate",
     "ContentDelta",
-    "Delta",
     "Detokenizer",
     "Dialect",
     "DialectParser",
