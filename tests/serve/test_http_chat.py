@@ -157,7 +157,7 @@ def test_template_variables_reach_the_template_and_no_further(server: Any) -> No
     prompt = bytes(i for i in response.json()["prompt_token_ids"] if i < 256).decode()
     assert prompt.endswith("[ai]glad")
     assert response.headers["x-mserve-ignored"] == (
-        "chat_template_kwargs.messages, chat_template_kwargs.bos_token"
+        "chat_template_kwargs.bos_token, chat_template_kwargs.messages"
     )
 
 

@@ -5,22 +5,27 @@ Knows whether work may be admitted. Does not know HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from mserve.core import NotFoundError, NotReadyError, RequestOutput
 from mserve.observe import EngineReading, EngineTimes, ServerMetrics
 from mserve.server.errors import shutting_down
+from mserve.server.store import ResponseStore
 from mserve.text import (
     ChatTemplate,
+    Dialect,
     GenerationDefaults,
     Tokenizer,
     load_chat_template,
     load_generation_defaults,
     load_tokenizer,
+    marker_ids,
 )
 from mserve.wire import (
     EngineClient,
@@ -42,6 +47,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     policy: Literal["fcfs", "priority"] = "fcfs"
     shutdown_timeout_s: float = 30.0  # how long requests may finish after SIGTERM
     log_requests: bool = False  # a line per finished request
+    reasoning_field: Literal["both", "reasoning", "reasoning_content"] = "both"
+    """What chat completions call thinking; clients disagree."""
+    repetition_tokens: int = 0
+    """An answer whose last so many tokens are one short piece again and again ends; 0: never."""
 
 
 class TextTools(msgspec.Struct, frozen=True):
@@ -50,14 +59,22 @@ class TextTools(msgspec.Struct, frozen=True):
     tokenizer: Tokenizer
     template: ChatTemplate
     defaults: GenerationDefaults
+    dialect: Dialect | None = None
+    """How it writes thinking and calls; ``None``: not known, and all it writes is content."""
+    marker_ids: dict[int, str] = {}
 
 
-def load_text_tools(checkpoint: Path, chat_template: Path | None = None) -> TextTools:
+def load_text_tools(
+    checkpoint: Path, chat_template: Path | None = None, dialect: Dialect | None = None
+) -> TextTools:
     """Raises ``CheckpointError`` for what is there and cannot be used."""
+    tokenizer = load_tokenizer(checkpoint)
     return TextTools(
-        load_tokenizer(checkpoint),
+        tokenizer,
         load_chat_template(checkpoint, chat_template),
         load_generation_defaults(checkpoint),
+        dialect,
+        {} if dialect is None else marker_ids(dialect, tokenizer),
     )
 
 
@@ -83,6 +100,8 @@ class Service:
         self.metrics = ServerMetrics(config.served_model_names[0], self._read_engine)
         self.created = int(time.time())
         self.draining = False
+        self.responses = ResponseStore()
+        self._background: set[asyncio.Task[None]] = set()
         self._listener = listener
         self._described_cache = False
 
@@ -95,6 +114,12 @@ class Service:
             code = "engine_restarting" if self.client.status.phase is Phase.RESTARTING else None
             raise NotReadyError(not_ready_message(self.client.status), code=code)
         return ready
+
+    def keep_running(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` although nobody waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def resolve_model(self, name: str | None) -> str:
         """The name to answer under; any served name will do, and none means the first."""

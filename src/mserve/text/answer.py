@@ -111,6 +111,12 @@ class Answer:
         stop = self._close(events) if last else None
         return AnswerPiece(joined(events), len(token_ids), num_reasoning, texts, stop)
 
+    def finish(self) -> list[Event]:
+        """The sequence was ended from outside: what was held back."""
+        events: list[Event] = []
+        self._close(events)
+        return joined(events)
+
     def _scan(self, token_id: int | None, text: str, events: list[Event]) -> str | None:
         """Look for stop strings; what may be shown goes to the parser."""
         self._unread.append((token_id, text))
