@@ -84,6 +84,7 @@ _BLANKS: Final = " \t\r\n"
 _PLAIN_CHARS: Final = re.compile(r'[^"\\\x00-\x1f]+')
 _ATOM_CHARS: Final = re.compile(r"[^\s,:\[\]{}\"]*")
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+NUMBER_BEGUN: Final = re.compile(r"-?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d*)?)?")
 _SPELLINGS: Final = {"True": "true", "False": "false", "None": "null"}
 _SIMPLE_ESCAPES: Final = frozenset('"\\/bfnrt')
 _HEX: Final = frozenset("0123456789abcdefABCDEF")
@@ -96,6 +97,12 @@ def atom(text: str) -> str | None:
     if text in ("true", "false", "null") or _NUMBER.fullmatch(text):
         return text
     return None
+
+
+def begins_atom(text: str) -> bool:
+    """Whether ``text`` is the beginning of one, or nothing yet."""
+    words = ("true", "false", "null", *_SPELLINGS)
+    return NUMBER_BEGUN.fullmatch(text) is not None or any(w.startswith(text) for w in words)
 
 
 class JsonReader:
@@ -143,7 +150,7 @@ class JsonReader:
         elif held and (value := atom(held)) is not None:
             out.append(self._comma + value)
             self._want = "comma"
-        elif held:
+        elif not begins_atom(held):
             self.rest = held + self.rest
         if self._want == "colon":
             out.append(":null")

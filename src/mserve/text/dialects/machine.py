@@ -14,6 +14,7 @@ or HTTP.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -42,6 +43,7 @@ class State(Enum):
 
 
 _NOTHING: Final[Sequence[Event]] = ()
+_LINES: Final = re.compile(r"\s*\n\s*")
 
 
 def new_call_id() -> str:
@@ -90,7 +92,8 @@ class DialectParser:
         marker = self._marker_ids.get(token_id)
         if marker is not None:
             real = self._dialect.spellings.real.get(marker, marker)
-            text = (text.removesuffix(marker) if text.endswith(marker) else "") + real
+            before = text.removesuffix(marker) if text.endswith(marker) else ""
+            return self._push(before + real)
         return self.push_text(text)
 
     def push_text(self, text: str) -> Sequence[Event]:
@@ -101,6 +104,9 @@ class DialectParser:
                 return (ContentDelta(text),)
             if self.state is State.THINKING:
                 return (ReasoningDelta(text),)
+        return self._push(text)
+
+    def _push(self, text: str) -> Sequence[Event]:
         self._buffer += text
         self._read(at_end=False)
         return self._take()
@@ -265,8 +271,9 @@ class DialectParser:
         self._arguments.clear()
         self._num_calls += 1
         self._enter(State.CONTENT)
-        if stray := "".join(reader.stray):
+        if stray := _LINES.sub("\n", "".join(reader.stray)).strip():
             self._say(stray)
+            self._said = False  # blanks after it belong to the block
 
     def _enter(self, state: State) -> None:
         self.state = state

@@ -74,7 +74,8 @@ class ParameterReader:
         self._read(at_end=True)
         if not self.done:
             if self._in_value:
-                self._value(self._buffer)
+                if self._leaf is None or self._leaf.is_string:
+                    self._value(self._buffer)  # looked like a tag, and the answer ended
                 self._end_value()
             self._writer.close()
         return self._writer.take()
@@ -91,8 +92,7 @@ class ParameterReader:
         """Up to the next parameter or the call's end. True: more text is needed."""
         found = self._between.search(self._buffer)
         text = self._buffer if found is None else self._buffer[: found.start()]
-        if text.strip():
-            self.stray.append(self._shown(text))
+        self.stray.append(self._shown(text))
         self._buffer = self._buffer[len(text) :]
         if found is None:
             return False
@@ -163,21 +163,33 @@ class ParameterReader:
         if tag == self._real_close:
             return _Verdict.CLOSES
         if tag == _CLOSE:
-            if self._leaf is not None and not self._leaf.may_end():
-                return _Verdict.TEXT
-            verdict = self._judge_follower(after, at_end)
+            if self._leaf is None or self._leaf.may_end():
+                verdict = self._judge_follower(after)
+            else:
+                verdict = self._judge_end(after)
         elif tag == dialect.call_close:
-            verdict = self._after_call(after, at_end)
+            verdict = self._after_call(after)
         else:
             return _Verdict.TEXT
-        return _Verdict.CLOSES if verdict is _Verdict.UNKNOWN and at_end else verdict
+        if verdict is _Verdict.UNKNOWN and at_end:
+            return _Verdict.CLOSES if tag == _CLOSE else _Verdict.TEXT
+        return verdict
 
-    def _judge_follower(self, after: str, at_end: bool) -> _Verdict:
+    def _judge_end(self, after: str) -> _Verdict:
+        """Within unfinished JSON only the end of the whole block is believed."""
+        for closer in (self._call.dialect.call_close, self._block_closes):
+            if not after.startswith(closer):
+                closers = (closer,) if isinstance(closer, str) else closer
+                return _Verdict.UNKNOWN if could_become(after, closers) else _Verdict.TEXT
+            after = after[len(self._call.dialect.call_close) :].lstrip()
+        return _Verdict.CLOSES
+
+    def _judge_follower(self, after: str) -> _Verdict:
         dialect = self._call.dialect
         if after.startswith(_OPEN):
             return self._judge_name(after)
         if after.startswith(dialect.call_close):
-            return self._after_call(after[len(dialect.call_close) :].lstrip(), at_end)
+            return self._after_call(after[len(dialect.call_close) :].lstrip())
         if after.startswith(self._block_closes):
             return _Verdict.CLOSES
         if after.startswith(dialect.call_open):
@@ -204,7 +216,7 @@ class ParameterReader:
         tools = self._call.tools
         return _Verdict.CLOSES if name in tools or not len(tools) else _Verdict.TEXT
 
-    def _after_call(self, after: str, at_end: bool) -> _Verdict:
+    def _after_call(self, after: str) -> _Verdict:
         dialect = self._call.dialect
         if after.startswith(self._block_closes):
             return _Verdict.CLOSES

@@ -14,15 +14,13 @@ Knows schemas and JSON. Does not know where a value ends (the dialects do).
 from __future__ import annotations
 
 import json
-import re
 from typing import Any, Final
 
-from mserve.text.dialects.json_text import JsonReader, JsonWriter, atom, escape
+from mserve.text.dialects.json_text import NUMBER_BEGUN, JsonReader, JsonWriter, atom, escape
 from mserve.text.dialects.schema import Kind, SchemaView
 
 _CONTAINERS: Final = frozenset({"object", "array"})
 _UNTYPED: Final[tuple[Kind, ...]] = ("number", "boolean", "null", "object", "array", "string")
-_NUMBER_BEGUN: Final = re.compile(r"-?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d*)?)?")
 
 
 class Leaf:
@@ -98,7 +96,7 @@ class Leaf:
         for kind in self._kinds[: self._kinds.index("string")]:
             match kind:
                 case "integer" | "number":
-                    begun = _NUMBER_BEGUN.fullmatch(text) is not None
+                    begun = NUMBER_BEGUN.fullmatch(text) is not None
                 case "boolean":
                     begun = "true".startswith(text) or "false".startswith(text)
                 case "null":
