@@ -31,6 +31,7 @@ from mserve.core.request import (
     RequestOutput,
     RequestTimes,
     SamplingParams,
+    ThinkingBudget,
     TokenLogprobs,
 )
 
@@ -68,6 +69,7 @@ __all__ = [
     "Span",
     "StepPlan",
     "StepResult",
+    "ThinkingBudget",
     "TokenLogprobs",
     "blocks_for",
     "next_name",

@@ -19,6 +19,16 @@ MAX_CHOICES = 128
 MAX_LOGIT_BIAS = 1024
 
 
+class ThinkingBudget(msgspec.Struct, frozen=True):
+    """After ``max_tokens`` tokens of thinking its closer is the next token, whatever the model
+    would say."""
+
+    max_tokens: int
+    close_id: int  # the token that ends thinking
+    open_id: int  # the one that begins it
+    is_open: bool  # the prompt has begun it
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How the next token is chosen. Defaults are the plain distribution; a checkpoint's
     ``generation_config.json`` replaces them before a request's own values do."""
@@ -39,6 +49,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    thinking_budget: ThinkingBudget | None = None
     n: int = 1
     logprobs: int | None = None  # alternatives per output token; 0: the chosen one only
     prompt_logprobs: int | None = None  # the same for prompt tokens; such a prompt is not reused
@@ -71,6 +82,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             if count is not None:
                 _between(name, count, 0, MAX_LOGPROBS)
         _validate_stops(self.stop)
+        if self.thinking_budget is not None:
+            _between("thinking_budget", self.thinking_budget.max_tokens, 0, 1 << 30)
+            for token_id in (self.thinking_budget.close_id, self.thinking_budget.open_id):
+                _between("thinking_budget", token_id, 0, vocab_size - 1)
         for token_id in self.stop_token_ids:
             _between("stop_token_ids", token_id, 0, vocab_size - 1)
         if len(self.logit_bias) > MAX_LOGIT_BIAS:

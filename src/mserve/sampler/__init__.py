@@ -1,12 +1,13 @@
 """Logits to tokens, each request by its own rules and its own randomness."""
 
 from mserve.sampler.logprobs import score
-from mserve.sampler.penalties import Bias, Forbidden, LogitEdit, Penalties, TokenCounts
+from mserve.sampler.penalties import Bias, Forbidden, Forced, LogitEdit, Penalties, TokenCounts
 from mserve.sampler.sample import Sampled, SamplingInputs, sample
 
 __all__ = [
     "Bias",
     "Forbidden",
+    "Forced",
     "LogitEdit",
     "Penalties",
     "Sampled",

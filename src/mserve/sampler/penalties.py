@@ -69,6 +69,18 @@ class Forbidden:
         return torch.full_like(values_N, -torch.inf)
 
 
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """These ids are chosen, at any temperature: next to the largest finite number every other
+    logit weighs nothing. At most one per row, and the last edit."""
+
+    rows: np.ndarray
+    ids: np.ndarray
+
+    def changed(self, values_N: Tensor) -> Tensor:
+        return torch.full_like(values_N, torch.finfo(values_N.dtype).max)
+
+
 @contextmanager
 def edited(logits_RV: Tensor, edits: Sequence[LogitEdit]) -> Iterator[None]:
     """Apply ``edits`` in order and in place, and put the old values back at the end.
