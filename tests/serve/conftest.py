@@ -117,9 +117,10 @@ def start_server(checkpoint: Path) -> Iterator[Callable[..., Server]]:
         server: dict[str, Any] | None = None,
         *,
         folder: Path = checkpoint,
+        dialect: str | None = None,
         wait: bool = True,
     ) -> Server:
-        setup = json.dumps({"script": script or {}, "server": server or {}})
+        setup = json.dumps({"script": script or {}, "server": server or {}, "dialect": dialect})
         process = subprocess.Popen(
             [sys.executable, "-m", "mserve.testing.scripted_server", str(folder), setup],
             stdout=subprocess.PIPE,

@@ -68,8 +68,8 @@ class ScriptedEngine:
     ) -> None:
         self.requests: list[Request] = []
         self.aborted: list[str] = []
-        self._reply = reply
-        self._eos = eos
+        self.reply = reply
+        self.eos = eos
         self._num_cached = num_cached
         self._pause_s = pause_s
         self._max_model_len = max_model_len
@@ -103,7 +103,7 @@ class ScriptedEngine:
 
     async def _answer(self, request: Request) -> None:
         limit = request.sampling.max_tokens or self._max_model_len
-        reply = [*self._reply, self._eos]
+        reply = [*self.reply, self.eos]
         for number, token_id in enumerate(reply[:limit], start=1):
             await asyncio.sleep(self._pause_s)
             if request.request_id in self.aborted:
@@ -117,7 +117,7 @@ class ScriptedEngine:
                 new_token_ids=[token_id],
                 num_cached_tokens=self._num_cached if number == 1 else 0,
                 finish_reason=finish,
-                stop_token_id=self._eos if at_eos else None,
+                stop_token_id=self.eos if at_eos else None,
             )
             self._receive(Outputs([output], EngineStats()))
 

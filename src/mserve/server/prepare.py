@@ -49,6 +49,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     ) -> Generation:
         """Submit it. Raises ``RequestError`` for what cannot fit, ``OverloadedError`` for what
         cannot now."""
+        service.note_prompt(request_id, self.prompt.token_ids)
         return Generation(
             service,
             request_id,

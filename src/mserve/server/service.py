@@ -6,8 +6,9 @@ Knows whether work may be admitted. Does not know HTTP.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,6 +17,7 @@ import msgspec
 from mserve.core import NotFoundError, NotReadyError, RequestOutput
 from mserve.observe import EngineReading, EngineTimes, ServerMetrics
 from mserve.server.errors import shutting_down
+from mserve.server.near_miss import NearMisses
 from mserve.server.store import ResponseStore
 from mserve.text import (
     ChatTemplate,
@@ -35,6 +37,9 @@ from mserve.wire import (
     Ready,
     not_ready_message,
 )
+
+
+log = logging.getLogger(__name__)
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +106,7 @@ class Service:
         self.created = int(time.time())
         self.draining = False
         self.responses = ResponseStore()
+        self._near_misses = NearMisses(text.tokenizer)
         self._background: set[asyncio.Task[None]] = set()
         self._listener = listener
         self._described_cache = False
@@ -114,6 +120,13 @@ class Service:
             code = "engine_restarting" if self.client.status.phase is Phase.RESTARTING else None
             raise NotReadyError(not_ready_message(self.client.status), code=code)
         return ready
+
+    def note_prompt(self, request_id: str, token_ids: Sequence[int]) -> None:
+        """For those who watch: say where this prompt left an earlier one. Otherwise costs nothing."""
+        if self.config.log_requests or log.isEnabledFor(logging.DEBUG):
+            near_miss = self._near_misses.note(request_id, token_ids)
+            if near_miss is not None:
+                log.info("near miss of the prefix cache: %s", near_miss)
 
     def keep_running(self, work: Coroutine[Any, Any, None]) -> None:
         """Run ``work`` although nobody waits for it."""
