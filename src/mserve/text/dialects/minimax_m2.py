@@ -48,7 +48,6 @@ class ParameterReader:
         self._block_closes = forms[:1] if call.is_real else forms
         self._real_close = forms[0]
         self._between = _BETWEEN_REAL if call.is_real else _BETWEEN_ANY
-        self._within = _WITHIN_REAL if call.is_real else _WITHIN_ANY
         self._view = call.tools.arguments_of(call.tool)
         self._seen: set[str] = set()
         self._name = ""
@@ -62,7 +61,7 @@ class ParameterReader:
     def push(self, text: str) -> str:
         if self._buffer:
             self._buffer += text
-        elif self._in_value and self._within.search(text) is None:
+        elif self._in_value and _WITHIN.search(text) is None:
             self._value(text)
             return self._writer.take()
         else:
@@ -131,7 +130,7 @@ class ParameterReader:
 
     def _read_value(self, at_end: bool) -> bool:
         """Up to what may be the value's end. True: more text is needed."""
-        found = self._within.search(self._buffer)
+        found = _WITHIN.search(self._buffer)
         text = self._buffer if found is None else self._buffer[: found.start()]
         self._value(text)
         self._buffer = self._buffer[len(text) :]
@@ -177,12 +176,13 @@ class ParameterReader:
 
     def _judge_end(self, after: str) -> _Verdict:
         """Within unfinished JSON only the end of the whole block is believed."""
-        for closer in (self._call.dialect.call_close, self._block_closes):
-            if not after.startswith(closer):
-                closers = (closer,) if isinstance(closer, str) else closer
-                return _Verdict.UNKNOWN if could_become(after, closers) else _Verdict.TEXT
-            after = after[len(self._call.dialect.call_close) :].lstrip()
-        return _Verdict.CLOSES
+        call_close = self._call.dialect.call_close
+        if not after.startswith(call_close):
+            return _Verdict.UNKNOWN if call_close.startswith(after) else _Verdict.TEXT
+        after = after[len(call_close) :].lstrip()
+        if after.startswith(self._block_closes):
+            return _Verdict.CLOSES
+        return _Verdict.UNKNOWN if could_become(after, self._block_closes) else _Verdict.TEXT
 
     def _judge_follower(self, after: str) -> _Verdict:
         dialect = self._call.dialect
@@ -284,5 +284,4 @@ _TAGS_BETWEEN = (_OPEN, M2.call_close, M2.call_open, _REAL_CLOSE)
 _TAGS_WITHIN = (_CLOSE, M2.call_close, _REAL_CLOSE)
 _BETWEEN_REAL = search_pattern(_TAGS_BETWEEN)
 _BETWEEN_ANY = search_pattern((*_TAGS_BETWEEN, _SPELLED_CLOSE))
-_WITHIN_REAL = search_pattern(_TAGS_WITHIN)
-_WITHIN_ANY = _WITHIN_REAL  # a spelled end of the block alone does not end a value
+_WITHIN = search_pattern(_TAGS_WITHIN)  # a spelled end of the block alone ends no value
