@@ -23,8 +23,8 @@ import tokenizers.processors
 EOS = 256
 TEMPLATE = (
     "{%- for message in messages -%}\n"
-    "{%- if message.role == 'system' and loop.index0 > 0 -%}\n"
-    "{{ raise_exception('system must come first') }}\n"
+    "{%- if message.content == 'refuse me' -%}\n"
+    "{{ raise_exception('as you wish') }}\n"
     "{%- endif -%}\n"
     "[{{ message.role }}]{{ message.content }}<end>\n"
     "{%- endfor -%}\n"

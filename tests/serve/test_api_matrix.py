@@ -31,7 +31,9 @@ class Told(NamedTuple):
 def call(mode: str, city: str) -> str:
     """One call as the model writes it, without the block around it."""
     if mode == "m2":
-        return f'<invoke name="get_weather">\n<parameter name="city">{city}</parameter>\n</invoke>\n'
+        return (
+            f'<invoke name="get_weather">\n<parameter name="city">{city}</parameter>\n</invoke>\n'
+        )
     return f'{MARK}<invoke name="get_weather">{MARK}<city>{city}{MARK}</city>{MARK}</invoke>\n'
 
 
@@ -190,9 +192,15 @@ def responses_streamed(response: httpx.Response) -> Told:
     for index, item in enumerate(final["output"]):
         own = [event for event in events if event.get("output_index") == index]
         assert own[0]["type"] == "response.output_item.added"
-        assert own[-1] == {**own[-1], "type": "response.output_item.done", "item": {**item, "status": own[-1]["item"]["status"]}}
+        assert own[-1] == {
+            **own[-1],
+            "type": "response.output_item.done",
+            "item": {**item, "status": own[-1]["item"]["status"]},
+        }
         deltas = "".join(event["delta"] for event in own if "delta" in event)
-        done = next(e for e in own if e["type"].endswith((".text.done", "_text.done", "arguments.done")))
+        done = next(
+            e for e in own if e["type"].endswith((".text.done", "_text.done", "arguments.done"))
+        )
         assert deltas == done.get("text", done.get("arguments"))
         assert {event.get("item_id", item["id"]) for event in own} == {item["id"]}
     return of_output(final)
@@ -226,7 +234,11 @@ def messages_streamed(response: httpx.Response) -> Told:
             case "content_block_delta":
                 block_, delta = message["content"][event["index"]], event["delta"]
                 assert event["index"] == len(message["content"]) - 1
-                for name, target in (("thinking", "thinking"), ("text", "text"), ("partial_json", "json")):
+                for name, target in (
+                    ("thinking", "thinking"),
+                    ("text", "text"),
+                    ("partial_json", "json"),
+                ):
                     block_[target] = block_.get(target, "") + delta.get(name, "")
             case "message_delta":
                 message |= event["delta"]

@@ -162,11 +162,11 @@ def test_template_variables_reach_the_template_and_no_further(server: Any) -> No
 
 
 def test_a_refusal_by_the_template_is_a_400(server: Any) -> None:
-    messages = [HELLO[0], {"role": "system", "content": "be nice"}]
+    messages = [{"role": "user", "content": "refuse me"}]
     response = server.http.post("/v1/chat/completions", json={"messages": messages})
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "chat_template_error"
-    assert "system must come first" in response.json()["error"]["message"]
+    assert "as you wish" in response.json()["error"]["message"]
 
 
 def test_fields_without_effect_are_listed(server: Any) -> None:

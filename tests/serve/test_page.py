@@ -1,4 +1,4 @@
-"""The page at ``GET /``: what it may reach, and a chat with it in a real browser if there is one."""
+"""The page at ``GET /``: what it may reach, and a chat with it in a browser if there is one."""
 
 from __future__ import annotations
 

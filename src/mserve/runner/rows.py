@@ -51,8 +51,7 @@ class GrowingIds:
 
 @dataclass(slots=True)
 class Row:
-    """One running request. ``counts``, ``bias`` and ``thinking`` exist only where its sampling needs
-    them."""
+    """One running request. What its sampling does not need is ``None``."""
 
     sampling: SamplingParams
     num_prompt_tokens: int

@@ -16,13 +16,24 @@ from functools import partial
 
 import msgspec
 
-from mserve.core import RequestError, SamplingParams
+from mserve.core import RequestError, SamplingParams, ThinkingBudget
 from mserve.server.generation import Generation
 from mserve.server.prompts import Prompt, chat_prompt, ignored_variables
 from mserve.server.service import Service, TextTools
-from mserve.server.thinking import normalised, plan_thinking
 from mserve.server.turn import Turn
-from mserve.text import DialectParser, OutputParser, PlainParser, Start, Tools
+from mserve.text import (
+    THINKING_VARIABLES,
+    DialectParser,
+    KeptThinking,
+    OutputParser,
+    PlainParser,
+    Start,
+    ThinkingPlan,
+    Tools,
+    normalised,
+    plan_thinking,
+    with_stable_prefix,
+)
 from mserve.wire import Ready
 
 
@@ -87,24 +98,65 @@ async def prepare(service: Service, ready: Ready, turn: Turn) -> Prepared:
             code="unsupported_parameter",
         )
     _check_text_format(turn)
-    plan = plan_thinking(text.dialect, turn.thinking, turn.template_variables)
-    prompt = await chat_prompt(
+    plan = plan_thinking(
+        text.dialect, turn.thinking, turn.template_variables, default=turn.thinking_default
+    )
+    sampling, warnings = turn.sampling, [*plan.warnings, *_unenforced(turn)]
+    if plan.budget is not None:
+        budget = _budget(text, plan, ready)
+        if budget is None:
+            warnings.append(
+                "the thinking budget has no effect: this vocabulary has no think tokens"
+            )
+        sampling = msgspec.structs.replace(sampling, thinking_budget=budget)
+    return Prepared(
+        turn=turn,
+        prompt=await _prompt(service, ready, turn, plan),
+        sampling=sampling,
+        start=plan.start,
+        ignored=(*turn.notes, *_ignored_variables(text, turn)),
+        warnings=tuple(warnings),
+    )
+
+
+async def _prompt(service: Service, ready: Ready, turn: Turn, plan: ThinkingPlan) -> Prompt:
+    text = service.text
+    messages = normalised(with_stable_prefix(turn.messages, service.config.stable_prefix_rules))
+    kept = None
+    if service.config.keep_thinking and text.dialect is not None:
+        kept = KeptThinking(messages, text.dialect)
+    return await chat_prompt(
         text,
         ready,
-        normalised(turn.messages),
+        messages if kept is None else kept.messages,
         tools=[tool.for_template() for tool in turn.tools] if _shows_tools(turn) else None,
         add_generation_prompt=turn.add_generation_prompt,
         variables=plan.variables,
         add_special_tokens=turn.add_special_tokens,
+        edit=None if kept is None else kept.restored,
     )
-    return Prepared(
-        turn=turn,
-        prompt=prompt,
-        sampling=turn.sampling,
-        start=plan.start,
-        ignored=(*turn.notes, *ignored_variables(text, turn.template_variables)),
-        warnings=(*plan.warnings, *_unenforced(turn)),
+
+
+def _budget(text: TextTools, plan: ThinkingPlan, ready: Ready) -> ThinkingBudget | None:
+    """``None`` where thinking has no markers that are tokens."""
+    assert plan.budget is not None
+    ids = {marker: token_id for token_id, marker in text.marker_ids.items()}
+    dialect = text.dialect
+    if dialect is None or not {dialect.think_open, dialect.think_close} <= ids.keys():
+        return None
+    return ThinkingBudget(
+        max_tokens=plan.budget,
+        close_id=ids[dialect.think_close],
+        open_id=ids[dialect.think_open],
+        is_open=plan.start is Start.THINKING,
     )
+
+
+def _ignored_variables(text: TextTools, turn: Turn) -> list[str]:
+    """Template variables without effect. Switches of thinking always have one, or a warning."""
+    known = THINKING_VARIABLES if text.dialect is not None else frozenset()
+    others = {name: 0 for name in turn.template_variables if name not in known}
+    return ignored_variables(text, others)
 
 
 def _check_text_format(turn: Turn) -> None:

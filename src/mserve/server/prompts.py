@@ -39,9 +39,10 @@ async def chat_prompt(
     add_generation_prompt: bool = True,
     variables: dict[str, Any] | None = None,
     add_special_tokens: bool = False,
+    edit: Callable[[str], str] | None = None,
 ) -> Prompt:
-    """Render and tokenize messages in the template's form. The template writes its own special
-    tokens, so none are added."""
+    """Render messages in the template's form, ``edit`` what it wrote, tokenize. The template
+    writes its own special tokens, so none are added."""
 
     def render_and_encode() -> Prompt:
         rendered = text.template.render(
@@ -50,6 +51,8 @@ async def chat_prompt(
             add_generation_prompt=add_generation_prompt,
             variables=variables or {},
         )
+        if edit is not None:
+            rendered = edit(rendered)
         return _encode(text, ready, rendered, add_special_tokens)
 
     num_chars = sum(len(message.get("content") or "") for message in messages)

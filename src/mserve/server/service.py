@@ -20,6 +20,7 @@ from mserve.server.errors import shutting_down
 from mserve.server.near_miss import NearMisses
 from mserve.server.store import ResponseStore
 from mserve.text import (
+    STABLE_PREFIX_RULES,
     ChatTemplate,
     Dialect,
     GenerationDefaults,
@@ -38,7 +39,6 @@ from mserve.wire import (
     not_ready_message,
 )
 
-
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +54,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_requests: bool = False  # a line per finished request
     reasoning_field: Literal["both", "reasoning", "reasoning_content"] = "both"
     """What chat completions call thinking; clients disagree."""
+    stable_prefix_rules: tuple[str, ...] = tuple(STABLE_PREFIX_RULES)
+    """What is undone in prompts because it would void the prefix cache."""
+    keep_thinking: bool = False
+    """Thinking of earlier turns stays in the prompt, also where the template drops it."""
     repetition_tokens: int = 0
     """An answer whose last so many tokens are one short piece again and again ends; 0: never."""
 
@@ -122,7 +126,7 @@ class Service:
         return ready
 
     def note_prompt(self, request_id: str, token_ids: Sequence[int]) -> None:
-        """For those who watch: say where this prompt left an earlier one. Otherwise costs nothing."""
+        """Say where this prompt left an earlier one, to those who watch."""
         if self.config.log_requests or log.isEnabledFor(logging.DEBUG):
             near_miss = self._near_misses.note(request_id, token_ids)
             if near_miss is not None:

@@ -13,7 +13,7 @@ from mserve.server.logprobs import token_name
 from mserve.server.prompts import chat_prompt, check_ids, ignored_variables, text_prompts
 from mserve.server.schema import DetokenizeRequest, TokenizeRequest
 from mserve.server.stream import json_response
-from mserve.server.thinking import normalised
+from mserve.text import normalised
 
 
 async def tokenize(http: Request) -> Response:

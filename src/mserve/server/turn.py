@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from mserve.core import RequestError, SamplingParams
+from mserve.text import ThinkingMode
 
 MAX_TOOLS = 2048
 MAX_NAME_CHARS = 256
@@ -70,6 +71,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     text_format: TextFormat = TextFormat()
     thinking: dict[str, Any] = {}
     """Switches of thinking by the names under which the request carried them."""
+    thinking_default: ThinkingMode | None = None
+    """Of this API, for a request that says nothing; ``None``: the template's own."""
     template_variables: dict[str, Any] = {}
     add_generation_prompt: bool = True
     add_special_tokens: bool = False

@@ -14,7 +14,8 @@ from mserve.server.turn import TextFormat, Tool, ToolChoice, Turn, check_tools
 from mserve.text import GenerationDefaults
 from mserve.wire import Ready
 
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_MEDIA = frozenset({"image", "image_url", "video", "video_url", "input_audio", "file"})
 
 
 def chat_turn(request: ChatRequest, defaults: GenerationDefaults, ready: Ready) -> Turn:
@@ -41,10 +42,7 @@ def chat_turn(request: ChatRequest, defaults: GenerationDefaults, ready: Ready) 
 
 
 def read_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages, each of a role that exists and with content that can be read as text.
-
-    Further fields stay: reasoning in any spelling, tool calls, names.
-    """
+    """The messages as they came, each of a role that exists and without media."""
     if not messages:
         raise RequestError("messages is empty", param="messages")
     return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
@@ -64,7 +62,10 @@ def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
     calls = message.get("tool_calls")
     if calls is not None and not isinstance(calls, list):
         raise RequestError(f"{where}.tool_calls must be a list", param=f"{where}.tool_calls")
-    return {**message, "content": text_of(content, f"{where}.content")}
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, dict) and part.get("type") in _MEDIA:
+            raise _unsupported_part(part["type"], f"{where}.content")
+    return message
 
 
 def text_of(content: Any, param: str) -> str:
@@ -85,15 +86,19 @@ def _part_text(part: Any, param: str) -> str:
     if not isinstance(kind, str):
         raise RequestError(f"{param}: a part needs a type", param=param)
     if kind not in ("text", "input_text", "output_text", "refusal"):
-        raise RequestError(
-            f'content of type "{kind[:100]}" is not supported',
-            param=param,
-            code="unsupported_parameter",
-        )
+        raise _unsupported_part(kind, param)
     text = part.get("refusal") if kind == "refusal" else part.get("text")
     if text is not None and not isinstance(text, str):
         raise RequestError(f"{param}: the text of a part must be a string", param=param)
     return text or ""
+
+
+def _unsupported_part(kind: str, param: str) -> RequestError:
+    return RequestError(
+        f'content of type "{kind[:100]}" is not supported',
+        param=param,
+        code="unsupported_parameter",
+    )
 
 
 def _tools(given: list[ChatTool]) -> tuple[tuple[Tool, ...], tuple[str, ...]]:

@@ -43,8 +43,9 @@ def messages_turn(request: CountTokensRequest, defaults: GenerationDefaults, rea
     for number, message in enumerate(request.messages):
         messages += _messages(message, f"messages[{number}]", notes)
     config = request.output_config or {}
-    # Without the field this API does not think, where the model can help it.
-    thinking: dict[str, Any] = {"thinking": request.thinking or {"type": "disabled"}}
+    thinking: dict[str, Any] = {}
+    if request.thinking is not None:
+        thinking["thinking"] = request.thinking
     if isinstance(config.get("effort"), str):
         thinking["reasoning_effort"] = config["effort"]
     return Turn(
@@ -55,6 +56,7 @@ def messages_turn(request: CountTokensRequest, defaults: GenerationDefaults, rea
         parallel_tool_calls=parallel,
         text_format=TextFormat(_response_format(config.get("format"))),
         thinking=thinking,
+        thinking_default="disabled",
         notes=tuple(notes),
     )
 
