@@ -107,14 +107,14 @@ class RequestId:
 
 
 class KeyCheck:
-    """Refuses every path but the probes without a key, unknown paths included."""
+    """Refuses every path but the probes and the page without a key, unknown paths included."""
 
     def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
         self._app = app
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digests and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and self._digests and not _is_open(scope):
             given = _given_key(Request(scope))
             if given is None or not self._known(given):
                 message = "this server asks for a key: send authorization: Bearer KEY"
@@ -156,6 +156,13 @@ _REJECTIONS = {
     503: "overloaded",
     529: "overloaded",
 }
+
+
+def _is_open(scope: Scope) -> bool:
+    """The page too: a browser has no key before the page has asked for one."""
+    return scope["path"] in OPEN_PATHS or (
+        scope["path"] == "/" and info.wants_page(Request(scope))
+    )
 
 
 def _given_key(request: Request) -> str | None:

@@ -37,9 +37,13 @@ async def retrieve_model(http: Request) -> Response:
 
 async def root(http: Request) -> Response:
     """A page to talk to for browsers, a name and a version for the rest."""
-    if "text/html" in http.headers.get("accept", ""):
+    if wants_page(http):
         return page()
     return json_response({"name": "mserve", "version": __version__})
+
+
+def wants_page(http: Request) -> bool:
+    return "text/html" in http.headers.get("accept", "")
 
 
 async def version(http: Request) -> Response:
