@@ -160,9 +160,7 @@ _REJECTIONS = {
 
 def _is_open(scope: Scope) -> bool:
     """The page too: a browser has no key before the page has asked for one."""
-    return scope["path"] in OPEN_PATHS or (
-        scope["path"] == "/" and info.wants_page(Request(scope))
-    )
+    return scope["path"] in OPEN_PATHS or (scope["path"] == "/" and info.wants_page(Request(scope)))
 
 
 def _given_key(request: Request) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from mserve.core import MserveError
 from mserve.server.errors import internal_error, openai_body
@@ -140,16 +140,13 @@ class EventStream(Response):
         self._close = close
         self._form = form
         self._num_sent = 0
+        self._is_sending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        beating = asyncio.get_running_loop().create_task(self._show_life(send))
         with closing_on_disconnect(receive, self._close):
             try:
-                async with contextlib.aclosing(self._events):
-                    async for data in self._events:
-                        await _send_body(send, data, more=True)
-                        self._num_sent += 1
+                await self._send_events(send)
                 last = self._form.end
             except MserveError as error:
                 last = self._form.failure(error) + self._form.end
@@ -158,29 +155,46 @@ class EventStream(Response):
             except Exception as error:
                 log.error("an answer failed on its way out", exc_info=error)
                 last = self._form.failure(internal_error()) + self._form.end
-            finally:
-                beating.cancel()
             with contextlib.suppress(TimeoutError):
-                await _send_body(send, last, more=False)
+                async with asyncio.timeout(STALLED_READER_S):
+                    await send(_body(last, more=False))
 
-    async def _show_life(self, send: Send) -> None:
-        """Runs beside the events. Costs a wake-up per silence rather than a timer per event."""
-        while True:
+    async def _send_events(self, send: Send) -> None:
+        """Raises ``TimeoutError`` when the reader takes nothing any more."""
+        async with asyncio.timeout(None) as stall, contextlib.aclosing(self._events):
+            watch = asyncio.get_running_loop().create_task(self._watch(send, stall))
+            try:
+                async for data in self._events:
+                    self._is_sending = True
+                    await send(_body(data, more=True))
+                    self._is_sending = False
+                    self._num_sent += 1
+            finally:
+                watch.cancel()
+
+    async def _watch(self, send: Send, stall: asyncio.Timeout) -> None:
+        """Breaks silence and notices a stall. One wake-up per interval, since a timer for each
+        event would cost a fifth of all that a token costs here."""
+        interval_s = min(SILENCE_S, STALLED_READER_S)
+        stalled_s = 0.0
+        while stalled_s < STALLED_READER_S:
             before = self._num_sent
-            await asyncio.sleep(SILENCE_S)
-            if self._num_sent == before:
-                await send(
-                    {
-                        "type": "http.response.body",
-                        "body": self._form.sign_of_life,
-                        "more_body": True,
-                    }
-                )
+            await asyncio.sleep(interval_s)
+            if self._num_sent != before:
+                stalled_s = 0.0
+            elif self._is_sending:
+                stalled_s += interval_s
+            else:
+                try:
+                    async with asyncio.timeout(STALLED_READER_S):
+                        await send(_body(self._form.sign_of_life, more=True))
+                except TimeoutError:
+                    break
+        stall.reschedule(asyncio.get_running_loop().time())
 
 
-async def _send_body(send: Send, data: bytes, *, more: bool) -> None:
-    async with asyncio.timeout(STALLED_READER_S):
-        await send({"type": "http.response.body", "body": data, "more_body": more})
+def _body(data: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}
 
 
 def json_response(payload: Any, headers: Mapping[str, str] | None = None) -> Response:
