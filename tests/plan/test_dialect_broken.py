@@ -232,9 +232,27 @@ def test_m2_a_spelled_end_of_block_is_text_where_the_block_is_real() -> None:
 
 
 def test_m2_json_does_not_end_within_its_strings() -> None:
-    value = {"a": "</parameter>\n</invoke>\n</minimax"}
-    got = parse("m2", m2(param("o", json.dumps(value)), param("n", "3")))
-    assert arguments(got) == {"o": value, "n": 3}
+    for held in ("</parameter>\n</invoke>\n</minimax", "</parameter></invoke>", "</parameter>"):
+        value = {"a": held, "b": 1}
+        got = parse("m2", m2(param("o", json.dumps(value)), param("n", "3")))
+        assert arguments(got) == {"o": value, "n": 3}
+
+
+def test_m2_json_that_never_ends_takes_nothing_of_what_follows() -> None:
+    block = m2(param("o", '{"a": "x'), param("n", "3"))
+    for real in (True, False):
+        got = parse("m2", block + m2(param("s", "y")), real=real)
+        assert arguments(got) == {"o": {"a": "x"}, "n": 3}
+        assert arguments(got, 1) == {"s": "y"}
+        assert got["calls"][0]["finished"].problems == ("o does not fit its schema",)
+
+
+def test_text_that_only_begins_like_json_streams() -> None:
+    one = Tools({"f": {"properties": {"k": {"anyOf": [{"type": "object"}, {"type": "string"}]}}}})
+    parser = DialectParser(DIALECTS["m3"], Start.CONTENT, one)
+    text = f'{NS}<tool_call>{NS}<invoke name="f">{NS}<k>{{ margin: 0; }}'
+    sent = "".join(getattr(event, "text", "") for char in text for event in parser.push_text(char))
+    assert sent == '{"k":"{ margin: 0; }'
 
 
 # --- M3: values that hold markup ---
@@ -278,6 +296,23 @@ def test_m3_a_repeated_element_does_not_replace_what_was_sent() -> None:
     assert arguments(got) == {"s": "first"}
     assert got["content"] == "second"
     assert got["calls"][0]["finished"].problems == ("s is repeated",)
+
+
+def test_m2_a_parameter_given_twice() -> None:
+    got = parse("m2", m2(param("n", "1"), param("n", "2"), param("s", "x")))
+    assert (arguments(got), got["content"]) == ({"n": 1, "s": "x"}, "2")
+    assert got["calls"][0]["finished"].problems == ("n is repeated",)
+    twice = m2(param("s", "1"), param("s", "2"))
+    assert arguments(parse("m2", twice)) == {"s": f"1</parameter>\n{param('s', '2')[:-12]}"}
+
+
+def test_json_that_breaks_is_closed_and_the_rest_is_content() -> None:
+    for arch, block in (
+        ("m2", m2(param("o", '{"a": "x" oops'))),
+        ("m3", m3(element("o", '{"a": "x" oops'))),
+    ):
+        got = parse(arch, block)
+        assert (arguments(got), got["content"]) == ({"o": {"a": "x"}}, "oops")
 
 
 def test_m3_depth_is_bounded() -> None:
@@ -357,6 +392,7 @@ def test_m3_keys_that_are_no_tags() -> None:
         ({}, "", ""),
         (True, "1", 1),
         ({"allOf": [{"type": ["string", "integer"]}, {"type": "integer"}]}, "4", 4),
+        ({"allOf": [{"type": "integer"}, {"type": ["string", "integer"]}]}, "4", 4),
     ],
 )
 def test_values_by_schema(schema: Any, text: str, value: Any) -> None:
@@ -426,6 +462,37 @@ def test_noise_loses_no_word_and_cuts_do_not_matter(arch: str, data: st.DataObje
     for word in re.findall(r"w\d+w", text):
         assert any(word in part for part in shown)
         assert any(word in part for part in shown_real)
+
+
+@pytest.mark.parametrize("arch", ["m2", "m3"])
+def test_long_runs_of_anything_are_read_in_one_pass(arch: str) -> None:
+    """Each of these would take hours if a push cost as much as what came before."""
+    opening = {"m2": m2(param("s", "|")), "m3": m3(element("s", "|"))}[arch].partition("|")[0]
+    untyped = opening.replace('"f"', '"new"')
+    for begin in ("", opening, untyped, opening + f"</parameter>{NS}</s>"):
+        for run in (" ", "\n", "<", "1", "]<]", '{"a":', "</parameter>", NS, "["):
+            parser = DialectParser(DIALECTS[arch], Start.CONTENT, F)
+            pieces = [begin, *([run * 4] * 6_000)]
+            got = collected(events_of(parser, pieces))
+            values = [json.loads(call["arguments"]) for call in got["calls"]]
+            sent = got["content"] + "".join(str(v) for value in values for v in value.values())
+            between_elements = begin.endswith("</s>") and run == NS  # marks there are no text
+            assert between_elements or run.strip() in sent
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/properties/k"},
+        {"anyOf": [{"$ref": "#/properties/k"}] * 30},
+        {"allOf": [{"anyOf": [{"$ref": "#/properties/k"}, {"type": "null"}]}] * 9},
+        {"type": [["string"]], "properties": 3, "items": [{}], "enum": "x", "anyOf": {}},
+    ],
+)
+def test_schemas_that_lead_nowhere_say_nothing(schema: Any) -> None:
+    odd = Tools({"f": {"type": "object", "properties": {"k": schema}}})
+    got = parse("m3", m3(element("k", "a word")), tools=odd)
+    assert arguments(got) == {"k": "a word"}
 
 
 # --- latency ---

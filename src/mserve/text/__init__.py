@@ -1,4 +1,4 @@
-"""Between strings and token ids: template, tokenizer, streaming detokenizer, stop strings."""
+"""Between strings and token ids: messages, template, tokenizer; detokenizer, stop strings, dialects."""
 
 from mserve.text.answer import Answer, AnswerPiece, OutputParser, PlainParser
 from mserve.text.detokenize import Detokenizer

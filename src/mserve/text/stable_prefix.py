@@ -22,7 +22,7 @@ from typing import Any, Final
 from mserve.text.dialects import Dialect
 
 _BILLING_HEADER: Final = re.compile(r"\s*x-anthropic-billing-header:(?:[ \t]*[\w-]+=[^;\s]*;)+\s*")
-_TOKEN_BUDGET: Final = re.compile(r"\s*<total_tokens>\d+ tokens left</total_tokens>")
+_TOKEN_BUDGET: Final = re.compile(r"\s{0,4}<total_tokens>\d+ tokens left</total_tokens>")
 
 Messages = Sequence[Mapping[str, Any]]
 

@@ -14,7 +14,6 @@ or HTTP.
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -43,7 +42,6 @@ class State(Enum):
 
 
 _NOTHING: Final[Sequence[Event]] = ()
-_LINES: Final = re.compile(r"\s*\n\s*")
 
 
 def new_call_id() -> str:
@@ -271,7 +269,8 @@ class DialectParser:
         self._arguments.clear()
         self._num_calls += 1
         self._enter(State.CONTENT)
-        if stray := _LINES.sub("\n", "".join(reader.stray)).strip():
+        lines = map(str.strip, "".join(reader.stray).split("\n"))
+        if stray := "\n".join(filter(None, lines)):
             self._say(stray)
             self._said = False  # blanks after it belong to the block
 

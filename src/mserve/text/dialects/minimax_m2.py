@@ -7,10 +7,10 @@ closing tag can only be told from its end by what follows:
 
 - in a block that a real marker opened, only a real one closes it, whatever the text spells;
 - ``</parameter>`` ends a value if then comes a parameter that the schema admits and that has not
-  been given yet, or ``</invoke>`` and after it the block's end or another known tool's call;
-- and a value that is JSON does not end within a JSON string.
+  been given yet, or ``</invoke>`` and after it the block's end or another known tool's call.
 
-Everything else is part of the value, and the call says so in its problems.
+Everything else is part of the value, and the call says so in its problems. JSON needs no rule of
+its own: in its strings the quotes of a next parameter would be escaped.
 """
 
 from __future__ import annotations
@@ -162,10 +162,7 @@ class ParameterReader:
         if tag == self._real_close:
             return _Verdict.CLOSES
         if tag == _CLOSE:
-            if self._leaf is None or self._leaf.may_end():
-                verdict = self._judge_follower(after)
-            else:
-                verdict = self._judge_end(after)
+            verdict = self._judge_follower(after)
         elif tag == dialect.call_close:
             verdict = self._after_call(after)
         else:
@@ -173,16 +170,6 @@ class ParameterReader:
         if verdict is _Verdict.UNKNOWN and at_end:
             return _Verdict.CLOSES if tag == _CLOSE else _Verdict.TEXT
         return verdict
-
-    def _judge_end(self, after: str) -> _Verdict:
-        """Within unfinished JSON only the end of the whole block is believed."""
-        call_close = self._call.dialect.call_close
-        if not after.startswith(call_close):
-            return _Verdict.UNKNOWN if call_close.startswith(after) else _Verdict.TEXT
-        after = after[len(call_close) :].lstrip()
-        if after.startswith(self._block_closes):
-            return _Verdict.CLOSES
-        return _Verdict.UNKNOWN if could_become(after, self._block_closes) else _Verdict.TEXT
 
     def _judge_follower(self, after: str) -> _Verdict:
         dialect = self._call.dialect
