@@ -1,0 +1,280 @@
+"""What a tool's JSON Schema says about a value whose wire form carries no types.
+
+A ``SchemaView`` is one place in a schema with references, unions and ``allOf`` already opened: a
+list of plain alternatives in declared order. Keywords that do not tell types apart are passed
+over; a schema is never refused. Knows JSON Schema. Does not know any wire form (``values``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias, cast
+
+Kind: TypeAlias = Literal["string", "integer", "number", "boolean", "null", "object", "array"]
+
+_KINDS: Final = ("string", "integer", "number", "boolean", "null", "object", "array")
+_MAX_ALTERNATIVES = 64
+_IMPLIED_BY: Final[dict[str, Kind]] = {
+    "properties": "object",
+    "additionalProperties": "object",
+    "patternProperties": "object",
+    "required": "object",
+    "items": "array",
+    "prefixItems": "array",
+    "minLength": "string",
+    "maxLength": "string",
+    "pattern": "string",
+    "format": "string",
+    "minimum": "number",
+    "maximum": "number",
+}
+
+Plain: TypeAlias = Mapping[str, Any]
+
+
+class SchemaView:
+    """One value's schema. Views are immutable and make their children once."""
+
+    def __init__(self, root: object, alternatives: Sequence[Plain]) -> None:
+        self._root = root
+        self._alternatives = tuple(alternatives)
+        kinds = [kind for plain in alternatives for kind in _kinds_of(plain)]
+        self.kinds: tuple[Kind, ...] = tuple(dict.fromkeys(kinds))
+        """Types that the value may have, in declared order; empty: any."""
+        if not all(_kinds_of(plain) for plain in alternatives):
+            self.kinds = ()
+        self.constants = self._constants()
+        """Values of ``enum`` and ``const``, in declared order; ``None``: not restricted so."""
+        self._properties: dict[str, SchemaView] = {}
+
+    def allows(self, kind: Kind) -> bool:
+        return not self.kinds or kind in self.kinds
+
+    def declares(self, key: str) -> bool:
+        """Whether an object here names ``key`` among its properties."""
+        return any(key in _mapping(plain, "properties") for plain in self._alternatives)
+
+    def declared_keys(self) -> Iterator[str]:
+        for plain in self._alternatives:
+            yield from _mapping(plain, "properties")
+
+    def admits(self, key: str) -> bool:
+        """Whether an object here may have ``key``, declared or not."""
+        objects = [plain for plain in self._alternatives if _may_be(plain, "object")]
+        return not objects or any(
+            key in _mapping(plain, "properties") or plain.get("additionalProperties") is not False
+            for plain in objects
+        )
+
+    def member(self, key: str) -> SchemaView:
+        """The view of the value of ``key``: all that any alternative says about it."""
+        view = self._properties.get(key)
+        if view is None:
+            said = []
+            for plain in self._alternatives:
+                if key in (properties := _mapping(plain, "properties")):
+                    said.append(properties[key])
+                elif isinstance(plain.get("additionalProperties"), dict):
+                    said.append(plain["additionalProperties"])
+            view = _view(self._root, said)
+            # Keys that a model invents must not fill memory: tools outlive requests.
+            if len(self._properties) < 256:
+                self._properties[key] = view
+        return view
+
+    def item(self, number: int) -> SchemaView:
+        """The view of element ``number`` of an array."""
+        said = []
+        for plain in self._alternatives:
+            prefix = plain.get("prefixItems")
+            if isinstance(prefix, list) and number < len(prefix):
+                said.append(prefix[number])
+            elif "items" in plain:
+                said.append(plain["items"])
+        return _view(self._root, said) if len(said) != 1 else self._only_item(said[0])
+
+    def given(self, key: str, value: Any) -> SchemaView:
+        """The view after ``key`` turned out to be ``value``: alternatives whose constant for
+        ``key`` differs are out, so that a tagged union settles once its tag is read."""
+        kept = [
+            plain
+            for plain in self._alternatives
+            if (
+                constants := _view(
+                    self._root, [_mapping(plain, "properties").get(key, True)]
+                ).constants
+            )
+            is None
+            or any(_same(constant, value) for constant in constants)
+        ]
+        if not kept or len(kept) == len(self._alternatives):
+            return self
+        return SchemaView(self._root, kept)
+
+    @property
+    def is_union(self) -> bool:
+        return len(self._alternatives) > 1
+
+    def _only_item(self, schema: Any) -> SchemaView:
+        if self._item is None or self._item[0] is not schema:
+            self._item = (schema, _view(self._root, [schema]))
+        return self._item[1]
+
+    _item: tuple[Any, SchemaView] | None = None
+
+    def _constants(self) -> tuple[Any, ...] | None:
+        values: list[Any] = []
+        for plain in self._alternatives:
+            if "const" in plain:
+                values.append(plain["const"])
+            elif isinstance(plain.get("enum"), list):
+                values += plain["enum"]
+            else:
+                return None
+        return tuple(values) if self._alternatives else None
+
+
+class Tools:
+    """The tools of a request, by name. Make it once per request, or keep it for equal tools."""
+
+    def __init__(self, schemas: Mapping[str, object]) -> None:
+        """``schemas``: for each tool the JSON Schema of its arguments; anything that is not an
+        object counts as no schema."""
+        self._views = {
+            name: view_of(schema) if isinstance(schema, dict) else ANY
+            for name, schema in schemas.items()
+        }
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._views
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def arguments_of(self, name: str) -> SchemaView:
+        """``ANY`` for an unknown tool."""
+        return self._views.get(name, ANY)
+
+
+def view_of(schema: object) -> SchemaView:
+    """The view of a whole schema; local references are looked up in it."""
+    return _view(schema, [schema])
+
+
+def _view(root: object, schemas: Sequence[object]) -> SchemaView:
+    alternatives: list[Plain] = []
+    for schema in schemas:
+        alternatives += _opened(root, schema, frozenset())
+    if not alternatives:
+        return ANY
+    return SchemaView(root, alternatives[:_MAX_ALTERNATIVES])
+
+
+def _opened(root: object, schema: object, seen: frozenset[str]) -> list[Plain]:
+    """``schema`` as alternatives without ``$ref``, ``anyOf``, ``oneOf`` or ``allOf``."""
+    if not isinstance(schema, dict):
+        return [{}]
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        if reference in seen:  # refers to itself and to nothing else: says nothing
+            return [{}]
+        target = _opened(root, _resolve(root, reference), seen | {reference})
+        rest = {name: value for name, value in schema.items() if name != "$ref"}
+        return [{**plain, **rest} for plain in target] if rest else target
+    union = schema.get("anyOf") or schema.get("oneOf")
+    parts = schema.get("allOf")
+    own = {name: value for name, value in schema.items() if name not in ("anyOf", "oneOf", "allOf")}
+    opened: list[Plain] = [own]
+    for part in parts if isinstance(parts, list) else []:
+        opened = _both(opened, _opened(root, part, seen))
+    if isinstance(union, list):
+        branches = [plain for branch in union for plain in _opened(root, branch, seen)]
+        opened = _both(opened, branches)
+    if schema.get("nullable") is True:
+        opened = [*opened, {"type": "null"}]
+    return opened[:_MAX_ALTERNATIVES]
+
+
+def _both(these: Sequence[Plain], those: Sequence[Plain]) -> list[Plain]:
+    """Every pair that can hold together; what both say about properties is put together."""
+    return [_joined(one, other) for other in those for one in these][:_MAX_ALTERNATIVES]
+
+
+def _joined(one: Plain, other: Plain) -> Plain:
+    joined = {**one, **other}
+    properties = {**_mapping(one, "properties"), **_mapping(other, "properties")}
+    if properties:
+        joined["properties"] = properties
+    if "type" in one and "type" in other:
+        kinds = [kind for kind in _kinds_of(one) if kind in _kinds_of(other)]
+        if kinds:
+            joined["type"] = kinds
+    return joined
+
+
+def _resolve(root: object, reference: str) -> object:
+    """A JSON pointer within ``root``; what points elsewhere says nothing."""
+    if not reference.startswith("#"):
+        return {}
+    place = root
+    for step in reference[1:].split("/")[1:]:
+        key = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(place, dict):
+            place = place.get(key, {})
+        elif isinstance(place, list) and key.isdigit() and int(key) < len(place):
+            place = place[int(key)]
+        else:
+            return {}
+    return place
+
+
+def _kinds_of(plain: Plain) -> tuple[Kind, ...]:
+    named = plain.get("type")
+    if isinstance(named, str):
+        named = [named]
+    if isinstance(named, list):
+        return tuple(cast(Kind, kind) for kind in named if kind in _KINDS)
+    if "const" in plain:
+        return (_kind_of_value(plain["const"]),)
+    if isinstance(plain.get("enum"), list):
+        return tuple(dict.fromkeys(map(_kind_of_value, plain["enum"])))
+    implied = (kind for keyword, kind in _IMPLIED_BY.items() if keyword in plain)
+    return tuple(dict.fromkeys(implied))
+
+
+def _kind_of_value(value: Any) -> Kind:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case str():
+            return "string"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+        case list():
+            return "array"
+        case _:
+            return "object"
+
+
+def _may_be(plain: Plain, kind: Kind) -> bool:
+    kinds = _kinds_of(plain)
+    return not kinds or kind in kinds
+
+
+def _mapping(plain: Plain, keyword: str) -> Mapping[str, Any]:
+    value = plain.get(keyword)
+    return value if isinstance(value, dict) else {}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal as JSON: ``true`` is not 1."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+ANY: Final = SchemaView(None, ({},))
+"""No schema: any value."""
