@@ -2,9 +2,10 @@
 
     ReasoningDelta*  ContentDelta*  (CallStarted ArgumentsDelta* CallFinished)*  Finished
 
-Any of the first three kinds may come again. Between ``CallStarted`` and its ``CallFinished`` come only that call's ``ArgumentsDelta``s. Their
-texts together are at any time a prefix of one valid JSON object, and in the end exactly
-``CallFinished.arguments``. ``Finished`` comes once, last. Knows shapes only.
+Any of the first three kinds may come again. Between ``CallStarted`` and its ``CallFinished`` come
+only that call's ``ArgumentsDelta``s. Their texts together are at any time a prefix of one valid
+JSON object, and in the end exactly ``CallFinished.arguments``. ``Finished`` comes once, last.
+Knows shapes only.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from enum import Enum
 from mserve.text.dialects.dialect import CallContext, Dialect, Start
 from mserve.text.dialects.json_text import JsonWriter
 from mserve.text.dialects.markers import MAX_TAG_CHARS, could_become, search_pattern
-from mserve.text.dialects.values import Leaf
+from mserve.text.dialects.values import Leaf, told
 
 _OPEN, _OPEN_END, _CLOSE = '<parameter name="', '">', "</parameter>"
 _MAX_BLANKS = 256
@@ -54,6 +54,7 @@ class ParameterReader:
         self._name = ""
         self._in_value = False
         self._leaf: Leaf | None = None  # None: no value is open, or one that has no place
+        self._is_telling, self._told = False, ""  # the value tells a union apart; its text
         self._buffer = ""
         self._writer = JsonWriter()
         self._writer.open_object()
@@ -125,6 +126,7 @@ class ParameterReader:
             self._seen.add(self._name)
             self._writer.key(self._name)
             self._leaf = Leaf(self._view.member(self._name), self._writer)
+            self._is_telling, self._told = self._view.tells_apart(self._name), ""
         return False
 
     def _read_value(self, at_end: bool) -> bool:
@@ -217,8 +219,10 @@ class ParameterReader:
         text = self._shown(text)
         if self._leaf is None:
             self.stray.append(text)
-        else:
-            self._leaf.push(text)
+            return
+        self._leaf.push(text)
+        if self._is_telling:
+            self._told += text
 
     def _end_value(self) -> None:
         self._in_value = False
@@ -229,6 +233,8 @@ class ParameterReader:
             self._note(f"{self._name} does not fit its schema")
         if leaf.rest:
             self.stray.append(leaf.rest)
+        if self._is_telling:
+            self._view = told(self._view, self._name, self._told)
 
     def _shown(self, text: str) -> str:
         return self._call.dialect.spellings.text(text)

@@ -17,7 +17,7 @@ from mserve.text.dialects.dialect import CallContext, Dialect, Start
 from mserve.text.dialects.json_text import MAX_DEPTH, JsonWriter, escape
 from mserve.text.dialects.markers import MAX_TAG_CHARS, search_pattern
 from mserve.text.dialects.schema import SchemaView
-from mserve.text.dialects.values import Leaf
+from mserve.text.dialects.values import Leaf, told
 
 _ITEM = "item"
 MARK = "]<]minimax[>["
@@ -30,7 +30,8 @@ class _Element:
         self.name = name
         self.view = view
         self.state: Literal["undecided", "object", "list", "leaf", "skipped"] = "undecided"
-        self.blanks = ""  # text so far of an undecided element
+        self.text = ""  # so far, of an undecided element or one that tells a union apart
+        self.is_telling = False
         self.leaf: Leaf | None = None
         self.keys: set[str] = set()
         self.num_items = 0
@@ -151,15 +152,17 @@ class ElementReader:
         element = self._stack[-1]
         if element.leaf is not None:
             element.leaf.push(text)
+            if element.is_telling:
+                element.text += text
         elif element.state == "undecided":
-            element.blanks += text
-            if element.blanks.strip():
+            element.text += text
+            if element.text.strip():
                 self._become_leaf(element)
         elif element.state == "skipped" or text.strip():
             self.stray.append(text)
 
     def _become_leaf(self, element: _Element) -> None:
-        view, text = element.view, element.blanks
+        view, text = element.view, element.text
         if view.kinds == ("array",) and not text.lstrip().startswith("["):
             view = self._open_list_of(element)
         element.state = "leaf"
@@ -203,6 +206,7 @@ class ElementReader:
                 child.state = "skipped"
                 return
             parent.keys.add(name)
+            child.is_telling = parent.view.tells_apart(name)
             self._writer.key(name)
         self._decide_early(self._stack[-1])
 
@@ -244,6 +248,8 @@ class ElementReader:
                 self._note(f"{element.name} does not fit its schema")
             if element.leaf.rest:
                 self.stray.append(element.leaf.rest)
+            if element.is_telling:
+                self._stack[-1].view = told(self._stack[-1].view, element.name, element.text)
         elif element.state == "undecided":
             self._close_empty(element)
         elif element.state != "skipped":
@@ -259,7 +265,7 @@ class ElementReader:
             if kind in ("array", "object"):
                 self._writer.raw("[]" if kind == "array" else "{}")
                 return
-        self._writer.raw(escape(element.blanks))
+        self._writer.raw(escape(element.text))
 
     def _end_list(self, parent: _Element) -> None:
         if parent.unended_list is not None:

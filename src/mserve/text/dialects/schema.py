@@ -15,6 +15,7 @@ Kind: TypeAlias = Literal["string", "integer", "number", "boolean", "null", "obj
 
 _KINDS: Final = ("string", "integer", "number", "boolean", "null", "object", "array")
 _MAX_ALTERNATIVES = 64
+_CONSTANT_KEYWORDS: Final = frozenset({"const", "enum"})
 _IMPLIED_BY: Final[dict[str, Kind]] = {
     "properties": "object",
     "additionalProperties": "object",
@@ -94,27 +95,21 @@ class SchemaView:
                 said.append(plain["items"])
         return _view(self._root, said) if len(said) != 1 else self._only_item(said[0])
 
-    def given(self, key: str, value: Any) -> SchemaView:
-        """The view after ``key`` turned out to be ``value``: alternatives whose constant for
-        ``key`` differs are out, so that a tagged union settles once its tag is read."""
-        kept = [
-            plain
+    def tells_apart(self, key: str) -> bool:
+        """Whether the value of ``key`` may rule alternatives out: the tag of a tagged union."""
+        return len(self._alternatives) > 1 and any(
+            not _CONSTANT_KEYWORDS.isdisjoint(_mapping(_mapping(plain, "properties"), key))
             for plain in self._alternatives
-            if (
-                constants := _view(
-                    self._root, [_mapping(plain, "properties").get(key, True)]
-                ).constants
-            )
-            is None
-            or any(_same(constant, value) for constant in constants)
-        ]
-        if not kept or len(kept) == len(self._alternatives):
-            return self
-        return SchemaView(self._root, kept)
+        )
 
-    @property
-    def is_union(self) -> bool:
-        return len(self._alternatives) > 1
+    def given(self, key: str, value: Any) -> SchemaView:
+        """The view once ``key`` is known: without alternatives that ask for another constant."""
+        kept = [plain for plain in self._alternatives if self._agrees(plain, key, value)]
+        return SchemaView(self._root, kept) if kept else self
+
+    def _agrees(self, plain: Plain, key: str, value: Any) -> bool:
+        constants = _view(self._root, [_mapping(plain, "properties").get(key)]).constants
+        return constants is None or any(_same(constant, value) for constant in constants)
 
     def _only_item(self, schema: Any) -> SchemaView:
         if self._item is None or self._item[0] is not schema:

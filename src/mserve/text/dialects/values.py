@@ -128,6 +128,11 @@ def convert(text: str, view: SchemaView) -> tuple[str, bool]:
     return escape(text), False
 
 
+def told(view: SchemaView, key: str, text: str) -> SchemaView:
+    """The view of an object in which ``key`` turned out to be ``text``."""
+    return view.given(key, json.loads(convert(text, view.member(key))[0]))
+
+
 def _as_kind(text: str, kind: Kind, exact: bool) -> str | None:
     if kind == "string":
         return escape(text)
