@@ -8,6 +8,7 @@ from mserve.core.config import (
     ParallelConfig,
     SchedulerConfig,
 )
+from mserve.core.constraint import MAX_GRAMMAR_CHARS, Constraint, FreeText
 from mserve.core.errors import (
     CapacityError,
     CheckpointError,
@@ -39,15 +40,18 @@ __all__ = [
     "BLOCK_TOKENS",
     "DTYPE_BYTES",
     "MAX_CHOICES",
+    "MAX_GRAMMAR_CHARS",
     "MAX_LOGPROBS",
     "BlockName",
     "CacheConfig",
     "CapacityError",
     "CheckpointError",
+    "Constraint",
     "ContextLengthError",
     "EngineConfig",
     "EngineError",
     "FinishReason",
+    "FreeText",
     "KVLayout",
     "ModelConfig",
     "MserveError",

@@ -13,9 +13,13 @@ import torch
 from mserve.checkpoint import Checkpoint, kv_layout
 from mserve.core import EngineConfig, SetupError
 from mserve.layers import KVCache
+from mserve.matcher import Vocabulary
 from mserve.models import build_model
 from mserve.parallel import Groups
 from mserve.runner import Runner
+from mserve.text import load_generation_defaults, load_tokenizer
+from mserve.text.dialects import of_family
+from mserve.text.grammar import vocabulary_facts
 from mserve.weights import load
 
 
@@ -42,6 +46,22 @@ def device_of_rank(config: EngineConfig, rank: int) -> torch.device:
     return torch.device("cuda", rank)
 
 
+def eos_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """What ends an output: generation_config.json's word before config.json's."""
+    defaults = load_generation_defaults(checkpoint.path)
+    return defaults.eos_token_ids or checkpoint.spec.eos_token_ids
+
+
+def load_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
+    """The tokens, for the rank that follows grammars; ``None`` without a tokenizer."""
+    tokenizer = load_tokenizer(checkpoint.path)
+    dialect = of_family(checkpoint.spec.family)
+    facts = vocabulary_facts(tokenizer, dialect, eos_token_ids(checkpoint))
+    if facts is None:
+        return None
+    return Vocabulary(facts, lambda text: tokenizer.encode(text, add_special_tokens=False))
+
+
 def load_runner(
     checkpoint: Checkpoint,
     config: EngineConfig,
@@ -49,6 +69,8 @@ def load_runner(
     device: torch.device,
     num_blocks: int,
     progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
+    *,
+    vocabulary: Vocabulary | None = None,
 ) -> Runner:
     """This rank's share of the model, loaded, with ``num_blocks`` empty KV blocks."""
     spec, dtype = checkpoint.spec, dtype_name(config, checkpoint)
@@ -62,4 +84,5 @@ def load_runner(
         num_rows=config.scheduler.max_num_seqs,
         vocab_size=spec.vocab_size,
         device=device,
+        vocabulary=vocabulary,
     )

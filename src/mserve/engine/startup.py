@@ -24,6 +24,7 @@ from mserve.core import (
     BLOCK_TOKENS,
     CapacityError,
     CheckpointError,
+    Constraint,
     EngineConfig,
     RowStart,
     SamplingParams,
@@ -31,7 +32,13 @@ from mserve.core import (
     StepPlan,
     blocks_for,
 )
-from mserve.engine.load import device_of_rank, dtype_name, load_runner
+from mserve.engine.load import (
+    device_of_rank,
+    dtype_name,
+    eos_token_ids,
+    load_runner,
+    load_vocabulary,
+)
 from mserve.engine.loop import Engine, Runner
 from mserve.engine.ranks import (
     RankedRunner,
@@ -43,7 +50,6 @@ from mserve.engine.ranks import (
 from mserve.parallel import Groups, close_groups, init_groups
 from mserve.runner import is_out_of_memory
 from mserve.scheduler import Scheduler
-from mserve.text import load_generation_defaults
 from mserve.wire import Loading, Ready
 
 Report = Callable[[Loading], None]
@@ -117,14 +123,21 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     memory = plan_memory(checkpoint.spec, config, available_bytes, size)
 
     ranks, groups = _meet(config, device, memory.num_blocks, threads, report, resources)
+    vocabulary = load_vocabulary(checkpoint)
     runner: Runner = load_runner(
-        checkpoint, config, groups, device, memory.num_blocks, _WeightProgress(report)
+        checkpoint,
+        config,
+        groups,
+        device,
+        memory.num_blocks,
+        _WeightProgress(report),
+        vocabulary=vocabulary,
     )
     if ranks is not None:
         runner = RankedRunner(runner, ranks)
 
     report(Loading("warmup", 0.0))
-    _warm_up(runner, memory)
+    _warm_up(runner, memory, with_grammar=vocabulary is not None)
 
     ready = Ready(
         max_model_len=memory.max_model_len,
@@ -194,7 +207,7 @@ class _WeightProgress:
         self._report(Loading("weights", done_bytes / max(total_bytes, 1), detail))
 
 
-def _warm_up(runner: Runner, memory: MemoryPlan) -> None:
+def _warm_up(runner: Runner, memory: MemoryPlan, *, with_grammar: bool) -> None:
     """Run a prompt and a decoded token through every way of sampling, on all ranks.
 
     What the libraries do on first use is done then, and a machine that cannot run the model says
@@ -204,12 +217,14 @@ def _warm_up(runner: Runner, memory: MemoryPlan) -> None:
     # One token over a block, so that the prompt crosses a border, unless the context is shorter.
     length = max(1, min(BLOCK_TOKENS + 1, memory.max_model_len - 1))
     blocks = tuple(range(blocks_for(length + 1)))
-    rules = (
+    rules = [
         SamplingParams(temperature=0.0, logprobs=1, prompt_logprobs=1),
         SamplingParams(min_p=0.1),
         SamplingParams(top_k=8, top_p=0.9, repetition_penalty=1.1),
         SamplingParams(top_p=0.9, logit_bias={0: 1.0}),
-    )
+    ]
+    if with_grammar:
+        rules.append(SamplingParams(constraint=Constraint(grammar='start: "a"{8}')))
     for sampling in rules:
         begin = RowStart(
             row=0,
@@ -228,12 +243,11 @@ def _warm_up(runner: Runner, memory: MemoryPlan) -> None:
 
 
 def _scheduler(config: EngineConfig, checkpoint: Checkpoint, memory: MemoryPlan) -> Scheduler:
-    defaults = load_generation_defaults(checkpoint.path)
     return Scheduler(
         config.scheduler,
         BlockLedger(memory.num_blocks),
         max_model_len=memory.max_model_len,
-        eos_token_ids=defaults.eos_token_ids or checkpoint.spec.eos_token_ids,
+        eos_token_ids=eos_token_ids(checkpoint),
         model_id=f"{checkpoint.path.resolve()}:{dtype_name(config, checkpoint)}",
         seed=config.seed,
         enable_prefix_caching=config.cache.enable_prefix_caching,
