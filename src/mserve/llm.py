@@ -259,7 +259,7 @@ class _Draft:
                 last=reason is not None,
                 stop_token_id=output.stop_token_id,
             )
-            self.texts.append(piece.delta.content)
+            self.texts.append(piece.content)
             count, stopped = piece.num_tokens, piece.stop is not None
         self.token_ids += output.new_token_ids[:count]
         self.logprobs += (output.logprobs or [])[:count]

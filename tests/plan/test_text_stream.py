@@ -125,7 +125,7 @@ def answer_of(
     for number, token_id in enumerate(token_ids, start=1):
         last = number == len(token_ids)
         piece = answer.push([token_id], last=last, stop_token_id=stop_token_id if last else None)
-        text += piece.delta.content
+        text += piece.content
         count += piece.num_tokens
         assert len(piece.texts) == piece.num_tokens
         if piece.stop is not None:
@@ -168,7 +168,7 @@ def test_how_tokens_are_batched_does_not_matter(
     borders = sorted({0, len(token_ids), *(cut for cut in cuts if cut < len(token_ids))})
     for start, end in itertools.pairwise(borders):
         piece = answer.push(token_ids[start:end], last=end == len(token_ids))
-        text, count, stop = text + piece.delta.content, count + piece.num_tokens, piece.stop
+        text, count, stop = text + piece.content, count + piece.num_tokens, piece.stop
         if stop is not None:
             break
     assert (text, count, stop) == one_by_one

@@ -23,8 +23,8 @@ import tokenizers.processors
 EOS = 256
 TEMPLATE = (
     "{%- for message in messages -%}\n"
-    "{%- if message.role == 'system' and loop.index0 > 0 -%}\n"
-    "{{ raise_exception('system must come first') }}\n"
+    "{%- if message.content == 'refuse me' -%}\n"
+    "{{ raise_exception('as you wish') }}\n"
     "{%- endif -%}\n"
     "[{{ message.role }}]{{ message.content }}<end>\n"
     "{%- endfor -%}\n"
@@ -117,9 +117,10 @@ def start_server(checkpoint: Path) -> Iterator[Callable[..., Server]]:
         server: dict[str, Any] | None = None,
         *,
         folder: Path = checkpoint,
+        dialect: str | None = None,
         wait: bool = True,
     ) -> Server:
-        setup = json.dumps({"script": script or {}, "server": server or {}})
+        setup = json.dumps({"script": script or {}, "server": server or {}, "dialect": dialect})
         process = subprocess.Popen(
             [sys.executable, "-m", "mserve.testing.scripted_server", str(folder), setup],
             stdout=subprocess.PIPE,

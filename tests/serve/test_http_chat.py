@@ -157,16 +157,16 @@ def test_template_variables_reach_the_template_and_no_further(server: Any) -> No
     prompt = bytes(i for i in response.json()["prompt_token_ids"] if i < 256).decode()
     assert prompt.endswith("[ai]glad")
     assert response.headers["x-mserve-ignored"] == (
-        "chat_template_kwargs.messages, chat_template_kwargs.bos_token"
+        "chat_template_kwargs.bos_token, chat_template_kwargs.messages"
     )
 
 
 def test_a_refusal_by_the_template_is_a_400(server: Any) -> None:
-    messages = [HELLO[0], {"role": "system", "content": "be nice"}]
+    messages = [{"role": "user", "content": "refuse me"}]
     response = server.http.post("/v1/chat/completions", json={"messages": messages})
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "chat_template_error"
-    assert "system must come first" in response.json()["error"]["message"]
+    assert "as you wish" in response.json()["error"]["message"]
 
 
 def test_fields_without_effect_are_listed(server: Any) -> None:

@@ -224,6 +224,7 @@ def test_overload_is_refused_at_once_and_the_rest_finish(slow_server: Any) -> No
 
 def test_drain_finishes_what_runs_and_refuses_the_rest(slow_server: Any) -> None:
     whole = Background(slow_server, max_tokens=12)
+    slow_server.wait_for(lambda: slow_server.metric("vllm:num_requests_running") == 1)
     with streaming(slow_server, max_tokens=12) as lines:
         slow_server.process.send_signal(signal.SIGTERM)
         slow_server.wait_for(lambda: slow_server.http.get("/readyz").status_code == 503, 2)

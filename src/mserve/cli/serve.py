@@ -26,6 +26,7 @@ from mserve.core import (
 if TYPE_CHECKING:
     from mserve.capacity import Machine
     from mserve.checkpoint import ModelSpec
+    from mserve.text import Dialect
 
 ENGINE_COMMAND = [sys.executable, "-m", "mserve.engine.main"]
 
@@ -39,7 +40,7 @@ def _option(*names: str, **settings: Any) -> Any:
     return typer.Option(*names, envvar=variable, **settings)
 
 
-_HTTP, _MODEL, _MEMORY, _WORK = "HTTP", "Model", "Memory", "Work"
+_HTTP, _CHAT, _MODEL, _MEMORY, _WORK = "HTTP", "Chat", "Model", "Memory", "Work"
 
 
 def serve(
@@ -90,6 +91,63 @@ def serve(
         Literal["debug", "info", "warning", "error"],
         _option("--log-level", rich_help_panel=_HTTP),
     ] = "info",
+    tool_call_parser: Annotated[
+        str | None,
+        _option(
+            "--tool-call-parser",
+            help="Form of tool calls: minimax_m2, minimax_m3. Default: the checkpoint's.",
+            rich_help_panel=_CHAT,
+        ),
+    ] = None,
+    reasoning_parser: Annotated[
+        str | None,
+        _option(
+            "--reasoning-parser",
+            help="Form of thinking, as above; minimax_m2_append_think leaves it in the content.",
+            rich_help_panel=_CHAT,
+        ),
+    ] = None,
+    enable_auto_tool_choice: Annotated[
+        bool,
+        _option(
+            "--enable-auto-tool-choice",
+            help="Accepted for old recipes; tools may always be called.",
+            rich_help_panel=_CHAT,
+        ),
+    ] = False,
+    reasoning_field: Annotated[
+        Literal["both", "reasoning", "reasoning_content"],
+        _option(
+            "--reasoning-field",
+            help="What chat completions call thinking.",
+            rich_help_panel=_CHAT,
+        ),
+    ] = "both",
+    keep_thinking: Annotated[
+        bool,
+        _option(
+            "--keep-thinking",
+            help="Keep the thinking of earlier turns in M2's prompt, so that it stays cached.",
+            rich_help_panel=_CHAT,
+        ),
+    ] = False,
+    stable_prefix: Annotated[
+        bool,
+        _option(
+            "--stable-prefix/--no-stable-prefix",
+            help="Drop what known clients change at the head of every prompt.",
+            rich_help_panel=_CHAT,
+        ),
+    ] = True,
+    stop_repetition: Annotated[
+        int,
+        _option(
+            "--stop-repetition",
+            min=0,
+            help="End an answer whose last N tokens repeat one short piece; 0: never.",
+            rich_help_panel=_CHAT,
+        ),
+    ] = 0,
     max_model_len: Annotated[
         int | None,
         _option(
@@ -254,9 +312,12 @@ def serve(
     from mserve.checkpoint import open_checkpoint
     from mserve.cli.start_display import StartDisplay
     from mserve.server import ServerConfig, Service, listen, load_text_tools, run_server
+    from mserve.text import STABLE_PREFIX_RULES
 
-    check_fits(open_checkpoint(checkpoint).spec, engine, read_machine())
-    text = load_text_tools(checkpoint, chat_template)
+    spec = open_checkpoint(checkpoint).spec
+    check_fits(spec, engine, read_machine())
+    dialect = choose_dialect(spec.family, tool_call_parser, reasoning_parser)
+    text = load_text_tools(checkpoint, chat_template, dialect)
     config = ServerConfig(
         served_model_names=tuple(served_model_name or [checkpoint.resolve().name]),
         host=host,
@@ -265,15 +326,40 @@ def serve(
         policy=scheduling_policy,
         shutdown_timeout_s=shutdown_timeout,
         log_requests=log_requests,
+        reasoning_field=reasoning_field,
+        stable_prefix_rules=tuple(STABLE_PREFIX_RULES) if stable_prefix else (),
+        keep_thinking=keep_thinking,
+        repetition_tokens=stop_repetition,
     )
     set_up_logging(log_level)
     listener = listen(host, port)
     url = f"http://{url_host(host)}:{listener.getsockname()[1]}"
     with StartDisplay(config.served_model_names[0], url) as display:
         display.say(f"listening on {url}, loading {checkpoint}")
+        if enable_auto_tool_choice:
+            display.say("--enable-auto-tool-choice has no effect: tools may always be called")
         if trust_remote_code:
             display.say("--trust-remote-code has no effect: the model code is mserve's own")
         run_server(Service(config, text, display), listener, engine, ENGINE_COMMAND)
+
+
+def choose_dialect(
+    family: Literal["m2", "m3"], tool_call_parser: str | None, reasoning_parser: str | None
+) -> Dialect:
+    """How this model writes thinking and calls: the checkpoint's own way, since another could
+    only misread it; the flags may choose among its variants. Raises ``SetupError``."""
+    from mserve.text import by_name, of_family
+
+    for flag, name in (
+        ("--tool-call-parser", tool_call_parser),
+        ("--reasoning-parser", reasoning_parser),
+    ):
+        if name is not None and by_name(name).family != family:
+            raise SetupError(
+                f"{flag} {name} reads the markup of another model than this checkpoint holds",
+                hint=f"leave the flag out: {of_family(family).name} is chosen by itself",
+            )
+    return of_family(family) if reasoning_parser is None else by_name(reasoning_parser)
 
 
 def check_fits(spec: ModelSpec, engine: EngineConfig, machine: Machine) -> None:

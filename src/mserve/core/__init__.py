@@ -9,6 +9,7 @@ from mserve.core.config import (
     ParallelConfig,
     SchedulerConfig,
 )
+from mserve.core.constraint import MAX_GRAMMAR_CHARS, Constraint, FreeText
 from mserve.core.errors import (
     CapacityError,
     CheckpointError,
@@ -32,6 +33,7 @@ from mserve.core.request import (
     RequestOutput,
     RequestTimes,
     SamplingParams,
+    ThinkingBudget,
     TokenLogprobs,
 )
 
@@ -39,16 +41,19 @@ __all__ = [
     "BLOCK_TOKENS",
     "DTYPE_BYTES",
     "MAX_CHOICES",
+    "MAX_GRAMMAR_CHARS",
     "MAX_LOGPROBS",
     "BlockName",
     "CacheConfig",
     "CacheDtype",
     "CapacityError",
     "CheckpointError",
+    "Constraint",
     "ContextLengthError",
     "EngineConfig",
     "EngineError",
     "FinishReason",
+    "FreeText",
     "KVLayout",
     "ModelConfig",
     "MserveError",
@@ -70,6 +75,7 @@ __all__ = [
     "Span",
     "StepPlan",
     "StepResult",
+    "ThinkingBudget",
     "TokenLogprobs",
     "blocks_for",
     "next_name",

@@ -10,6 +10,7 @@ import enum
 
 import msgspec
 
+from mserve.core.constraint import MAX_GRAMMAR_CHARS, Constraint
 from mserve.core.errors import RequestError
 
 MAX_LOGPROBS = 20
@@ -17,6 +18,16 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
 MAX_CHOICES = 128
 MAX_LOGIT_BIAS = 1024
+
+
+class ThinkingBudget(msgspec.Struct, frozen=True):
+    """After ``max_tokens`` tokens of thinking its closer is the next token, whatever the model
+    would say."""
+
+    max_tokens: int
+    close_id: int  # the token that ends thinking
+    open_id: int  # the one that begins it
+    is_open: bool  # the prompt has begun it
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,9 +50,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    thinking_budget: ThinkingBudget | None = None
     n: int = 1
     logprobs: int | None = None  # alternatives per output token; 0: the chosen one only
     prompt_logprobs: int | None = None  # the same for prompt tokens; such a prompt is not reused
+    constraint: Constraint | None = None
 
     @property
     def greedy(self) -> bool:
@@ -71,6 +84,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             if count is not None:
                 _between(name, count, 0, MAX_LOGPROBS)
         _validate_stops(self.stop)
+        if self.thinking_budget is not None:
+            _between("thinking_budget", self.thinking_budget.max_tokens, 0, 1 << 30)
+            for token_id in (self.thinking_budget.close_id, self.thinking_budget.open_id):
+                _between("thinking_budget", token_id, 0, vocab_size - 1)
+        if self.constraint is not None:
+            self._validate_constrained(self.constraint)
         for token_id in self.stop_token_ids:
             _between("stop_token_ids", token_id, 0, vocab_size - 1)
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
@@ -80,6 +99,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         for token_id, bias in self.logit_bias.items():
             _between("logit_bias", token_id, 0, vocab_size - 1)
             _between("logit_bias", bias, -100.0, 100.0)
+
+    def _validate_constrained(self, constraint: Constraint) -> None:
+        """Under a grammar the answer ends where the grammar says, and only there."""
+        if len(constraint.grammar) > MAX_GRAMMAR_CHARS:
+            raise RequestError("the grammar of this request is too large", code="invalid_schema")
+        for name, value in (("min_tokens", self.min_tokens), ("ignore_eos", self.ignore_eos)):
+            if value:
+                raise RequestError(
+                    f"{name} cannot be combined with structured output or forced tool calls, "
+                    "whose grammar says where the answer ends; leave it out",
+                    param=name,
+                )
 
 
 def _between(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:

@@ -20,9 +20,13 @@ from mserve.checkpoint import (
 from mserve.core import EngineConfig, SetupError
 from mserve.kernels import KernelChoice, choose_kernels
 from mserve.layers import KVCache, check_kernels
+from mserve.matcher import Vocabulary
 from mserve.models import build_model
 from mserve.parallel import Groups
 from mserve.runner import Runner
+from mserve.text import load_tokenizer
+from mserve.text.dialects import of_family
+from mserve.text.grammar import vocabulary_facts
 from mserve.weights import load
 
 
@@ -83,6 +87,16 @@ def use_threads(
     )
 
 
+def load_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
+    """The tokens, for the rank that follows grammars; ``None`` without a tokenizer."""
+    tokenizer = load_tokenizer(checkpoint.path)
+    dialect = of_family(checkpoint.spec.family)
+    facts = vocabulary_facts(tokenizer, dialect, checkpoint.spec.eos_token_ids)
+    if facts is None:
+        return None
+    return Vocabulary(facts, lambda text: tokenizer.encode(text, add_special_tokens=False))
+
+
 def load_runner(
     checkpoint: Checkpoint,
     config: EngineConfig,
@@ -91,6 +105,8 @@ def load_runner(
     num_blocks: int,
     kernels: KernelChoice,
     progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
+    *,
+    vocabulary: Vocabulary | None = None,
 ) -> Runner:
     """This rank's share of the model, loaded, with ``num_blocks`` empty KV blocks.
     Kernels other than the reference are held against it first."""
@@ -108,4 +124,5 @@ def load_runner(
         num_rows=config.scheduler.max_num_seqs,
         vocab_size=spec.vocab_size,
         device=device,
+        vocabulary=vocabulary,
     )

@@ -24,6 +24,7 @@ from mserve.core import (
     BLOCK_TOKENS,
     CapacityError,
     CheckpointError,
+    Constraint,
     EngineConfig,
     RowStart,
     SamplingParams,
@@ -35,6 +36,7 @@ from mserve.engine.load import (
     device_of_rank,
     dtype_name,
     load_runner,
+    load_vocabulary,
     model_id,
     spec_to_run,
     use_threads,
@@ -126,6 +128,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
 
     # The first step is the proof that all ranks are connected: some still read the meeting place
     # when rank 0 has left it, and would wait for it forever if it were gone.
+    vocabulary = load_vocabulary(checkpoint)
     with rendezvous() as meeting_place:
         ranks, groups = _meet(
             config, device, memory.num_blocks, threads, meeting_place, report, resources
@@ -138,12 +141,13 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
             memory.num_blocks,
             kernels,
             _WeightProgress(report),
+            vocabulary=vocabulary,
         )
         if ranks is not None:
             runner = RankedRunner(runner, ranks)
 
         report(Loading("warmup", 0.0))
-        _warm_up(runner, memory)
+        _warm_up(runner, memory, with_grammar=vocabulary is not None)
 
     ready = Ready(
         max_model_len=memory.max_model_len,
@@ -217,7 +221,7 @@ class _WeightProgress:
         self._report(Loading("weights", done_bytes / max(total_bytes, 1), detail))
 
 
-def _warm_up(runner: Runner, memory: MemoryPlan) -> None:
+def _warm_up(runner: Runner, memory: MemoryPlan, *, with_grammar: bool) -> None:
     """Run a prompt and a decoded token through every way of sampling, on all ranks.
 
     What the libraries do on first use is done then, and a machine that cannot run the model says
@@ -227,12 +231,14 @@ def _warm_up(runner: Runner, memory: MemoryPlan) -> None:
     # One token over a block, so that the prompt crosses a border, unless the context is shorter.
     length = max(1, min(BLOCK_TOKENS + 1, memory.max_model_len - 1))
     blocks = tuple(range(blocks_for(length + 1)))
-    rules = (
+    rules = [
         SamplingParams(temperature=0.0, logprobs=1, prompt_logprobs=1),
         SamplingParams(min_p=0.1),
         SamplingParams(top_k=8, top_p=0.9, repetition_penalty=1.1),
         SamplingParams(top_p=0.9, logit_bias={0: 1.0}),
-    )
+    ]
+    if with_grammar:
+        rules.append(SamplingParams(constraint=Constraint(grammar='start: "a"{8}')))
     for sampling in rules:
         begin = RowStart(
             row=0,

@@ -13,7 +13,7 @@ import torch
 from mserve.core import Span
 from mserve.layers import Batch
 from mserve.runner.rows import Row, RowTable
-from mserve.sampler import Bias, Forbidden, LogitEdit, Penalties, SamplingInputs
+from mserve.sampler import Bias, Forbidden, Forced, LogitEdit, Penalties, SamplingInputs
 
 
 def build_batch(spans: Sequence[Span], rows: RowTable, device: torch.device) -> Batch:
@@ -87,4 +87,12 @@ def _edits(places: Sequence[tuple[int, Row]]) -> list[LogitEdit]:
                 ids=np.concatenate([ids for _, ids in restrained]),
             )
         )
+    forced = [
+        (place, row.thinking.forced_id)
+        for place, row in places
+        if row.thinking is not None and row.thinking.forced_id is not None
+    ]
+    if forced:
+        rows, ids = zip(*forced, strict=True)
+        edits.append(Forced(np.asarray(rows), np.asarray(ids)))
     return edits

@@ -4,7 +4,8 @@ This file must stay short enough to hold in mind, since every token of every req
 What may not enter, and where it goes instead:
 
 - which requests run, and which tokens or blocks they get: ``scheduler``;
-- how a row's state is kept: ``rows``; how inputs are laid out: ``batch``;
+- how a row's state is kept: ``rows``; what its grammar allows: ``constrained``;
+- how inputs are laid out: ``batch``;
 - what a model computes: ``models`` and ``layers``; how a token is chosen: ``sampler``;
 - which processes the ranks are and how a plan reaches them: ``engine``.
 
@@ -15,7 +16,7 @@ others receive its tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,9 +24,11 @@ from torch import Tensor
 
 from mserve.core import RowResult, Span, StepPlan, StepResult, TokenLogprobs
 from mserve.layers import Batch, KVCache
+from mserve.matcher import Vocabulary
 from mserve.models import Model
 from mserve.parallel import Group
 from mserve.runner.batch import build_batch, sampling_inputs
+from mserve.runner.constrained import ConstrainedRows
 from mserve.runner.memory import is_out_of_memory
 from mserve.runner.rows import RowTable
 from mserve.sampler import sample, score
@@ -59,11 +62,14 @@ class Runner:
         num_rows: int,
         vocab_size: int,
         device: torch.device,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
+        """``vocabulary``: for grammars; only rank 0 needs one."""
         self._model = model
         self._cache = cache
         self._group = group
         self._rows = RowTable(num_rows)
+        self._constrained = ConstrainedRows(vocabulary)
         self._vocab_size = vocab_size
         self._device = device
 
@@ -74,12 +80,14 @@ class Runner:
         0's result says what failed and carries log-probabilities."""
         for start in plan.starts:
             self._rows.start(start)
+            self._constrained.start(start)
         for span in plan.spans:
             self._rows[span.row].blocks.extend(span.new_block_ids)
         parts = self._compute_together(plan.spans)
         for part in parts:
             for row, token_id in part.tokens.items():
                 self._rows.append(row, token_id)
+                self._constrained.append(row, token_id)
         return _result(plan.step, parts)
 
     def _compute_together(self, spans: Sequence[Span]) -> list[_Computed]:
@@ -123,10 +131,13 @@ class Runner:
         logits = self._model.logits(hidden[torch.tensor(last_rows, device=self._device)])
         token_ids = torch.zeros(len(chosen), dtype=torch.int64, device=self._device)
         if logits is not None:
-            sampled = sample(logits, sampling_inputs(row_numbers, self._rows))
+            inputs = sampling_inputs(row_numbers, self._rows)
+            edits, unfollowed = self._constrained.edits(row_numbers)
+            sampled = sample(logits, replace(inputs, edits=[*inputs.edits, *edits]))
             token_ids = sampled.token_ids
             for place in torch.nonzero(sampled.failed)[:, 0].tolist():
                 computed.failed[int(row_numbers[place])] = _NOT_A_NUMBER
+            computed.failed.update(unfollowed)
             self._score_samples(row_numbers, logits, token_ids, computed)
         self._group.broadcast(token_ids)
         computed.tokens.update(zip(row_numbers.tolist(), token_ids.tolist(), strict=True))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mserve.core import RowStart, SamplingParams
+from mserve.runner.thinking import ThinkingClock
 from mserve.sampler import TokenCounts
 
 _SEED_BITS = (1 << 64) - 1
@@ -50,7 +51,7 @@ class GrowingIds:
 
 @dataclass(slots=True)
 class Row:
-    """One running request. ``counts`` and ``bias`` exist only where its sampling needs them."""
+    """One running request. What its sampling does not need is ``None``."""
 
     sampling: SamplingParams
     num_prompt_tokens: int
@@ -59,6 +60,7 @@ class Row:
     forbidden: np.ndarray  # int64 ids that cannot be sampled before min_tokens
     counts: TokenCounts | None
     bias: tuple[np.ndarray, np.ndarray] | None  # int64 ids, float64 amounts
+    thinking: ThinkingClock | None
 
     @classmethod
     def begin(cls, start: RowStart) -> Row:
@@ -80,6 +82,9 @@ class Row:
             forbidden=np.asarray(start.forbidden_until_min_tokens, dtype=np.int64),
             counts=TokenCounts(known[:prompt], known[prompt:]) if penalised else None,
             bias=(bias_ids, bias_amounts) if sampling.logit_bias else None,
+            thinking=None
+            if sampling.thinking_budget is None
+            else ThinkingClock(sampling.thinking_budget, known[prompt:].tolist()),
         )
 
     @property
@@ -98,7 +103,7 @@ class RowTable:
         self.top_k = np.zeros(num_rows, dtype=np.int64)
         self.seeds = np.zeros(num_rows, dtype=np.uint64)
         self.num_outputs = np.zeros(num_rows, dtype=np.int64)
-        self.edited = np.zeros(num_rows, dtype=bool)  # a penalty, bias or min_tokens is set
+        self.edited = np.zeros(num_rows, dtype=bool)  # a penalty, bias, min_tokens or budget is set
         self.scored = np.zeros(num_rows, dtype=bool)  # logprobs are asked for
 
     def __getitem__(self, row: int) -> Row:
@@ -117,7 +122,9 @@ class RowTable:
         self.seeds[row] = start.seed & _SEED_BITS  # any integer is a seed
         self.num_outputs[row] = state.num_output_tokens
         restrained = sampling.min_tokens > 0 and len(state.forbidden) > 0
-        self.edited[row] = state.counts is not None or state.bias is not None or restrained
+        self.edited[row] = restrained or any(
+            edit is not None for edit in (state.counts, state.bias, state.thinking)
+        )
         self.scored[row] = sampling.logprobs is not None
 
     def append(self, row: int, token_id: int) -> None:
@@ -126,4 +133,6 @@ class RowTable:
         state.tokens.append(token_id)
         if state.counts is not None:
             state.counts.add(token_id)
+        if state.thinking is not None:
+            state.thinking.add(token_id)
         self.num_outputs[row] += 1

@@ -1,7 +1,8 @@
-"""Changes to single logits before a token is chosen: penalties, bias, forbidden ids.
+"""Changes to logits before a token is chosen: penalties, bias, forbidden ids, grammars.
 
-Each touches few of a row's entries, so a batch of them is three flat arrays (row, id, how), and
-all rows change in one indexed operation. Knows rows of logits; does not know requests.
+All but the last touch few of a row's entries, so a batch of them is three flat arrays (row, id,
+how), and all rows change in one indexed operation. A grammar touches whole rows. Knows rows of
+logits; does not know requests.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from torch import Tensor
 
 
 class LogitEdit(Protocol):
-    """New values for the entries (``rows[i]``, ``ids[i]``), int64 [N]."""
+    """New values for the entries (``rows[i]``, ``ids[i]``), int64 [N]; for whole ``rows`` where
+    ``ids`` is None, values then being [N, vocabulary]."""
 
     @property
     def rows(self) -> np.ndarray: ...
     @property
-    def ids(self) -> np.ndarray: ...
+    def ids(self) -> np.ndarray | None: ...
     def changed(self, values_N: Tensor) -> Tensor: ...
 
 
@@ -69,17 +71,49 @@ class Forbidden:
         return torch.full_like(values_N, -torch.inf)
 
 
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """These ids are chosen, at any temperature: next to the largest finite number every other
+    logit weighs nothing. At most one per row, and the last edit."""
+
+    rows: np.ndarray
+    ids: np.ndarray
+
+    def changed(self, values_N: Tensor) -> Tensor:
+        return torch.full_like(values_N, torch.finfo(values_N.dtype).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Nothing else can be chosen: bit i % 32 of ``masks[r, i // 32]`` says that ``rows[r]`` may
+    take id i. int32 [R, words]; ids beyond the words may not be taken."""
+
+    rows: np.ndarray
+    masks: np.ndarray
+    ids: None = None
+
+    def changed(self, values_RV: Tensor) -> Tensor:
+        masks = torch.from_numpy(self.masks).to(values_RV.device)
+        places = torch.arange(32, dtype=torch.int32, device=values_RV.device)
+        bits = (masks[:, :, None] >> places).bitwise_and_(1).bool().flatten(1)
+        count = min(bits.shape[1], values_RV.shape[1])
+        allowed = torch.zeros_like(values_RV, dtype=torch.bool)
+        allowed[:, :count] = bits[:, :count]
+        return values_RV.masked_fill(~allowed, -torch.inf)
+
+
 @contextmanager
 def edited(logits_RV: Tensor, edits: Sequence[LogitEdit]) -> Iterator[None]:
     """Apply ``edits`` in order and in place, and put the old values back at the end.
 
     Log-probabilities are of the raw logits, and a copy of them would cost as much memory as the
-    logits do; the entries touched are few.
+    logits do; the entries touched are few, but for rows under a grammar.
     """
-    undo: list[tuple[Tensor, Tensor, Tensor]] = []
+    undo: list[tuple[Tensor, Tensor | slice, Tensor]] = []
     for edit in edits:
         rows = torch.from_numpy(edit.rows).to(logits_RV.device)
-        ids = torch.from_numpy(edit.ids).to(logits_RV.device)
+        every = edit.ids is None
+        ids = slice(None) if every else torch.from_numpy(edit.ids).to(logits_RV.device)
         before = logits_RV[rows, ids]
         undo.append((rows, ids, before))
         logits_RV[rows, ids] = edit.changed(before)

@@ -1,6 +1,6 @@
 """Logits to tokens: every row by its own rules, all rows at once.
 
-    penalties, bias, forbidden ids -> temperature -> top_k -> top_p -> min_p -> one draw
+    penalties, bias, forbidden ids, grammars -> temperature -> top_k -> top_p -> min_p -> one draw
 
 A row's token depends on its logits, its parameters and one uniform number, never on the other
 rows. The draw inverts the cumulative weights in a fixed order, summed in fp64: by id for a row

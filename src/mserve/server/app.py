@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mserve.core import MserveError
-from mserve.server import info
+from mserve.server import info, messages, responses
 from mserve.server.chat import create_chat_completion
 from mserve.server.completions import create_completion
 from mserve.server.errors import (
@@ -42,6 +42,15 @@ def create_app(service: Service) -> Starlette:
         routes=[
             Route("/v1/chat/completions", create_chat_completion, methods=["POST"]),
             Route("/v1/completions", create_completion, methods=["POST"]),
+            Route("/v1/responses", responses.create_response, methods=["POST"]),
+            Route("/v1/responses/input_tokens", responses.count_input_tokens, methods=["POST"]),
+            Route("/v1/responses/{response_id}", responses.retrieve_response),
+            Route("/v1/responses/{response_id}", responses.delete_response, methods=["DELETE"]),
+            Route(
+                "/v1/responses/{response_id}/cancel", responses.cancel_response, methods=["POST"]
+            ),
+            Route("/v1/messages", messages.create_message, methods=["POST"]),
+            Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
             Route("/v1/models", info.list_models),
             Route("/v1/models/{model:path}", info.retrieve_model),
             Route("/tokenize", tokenize, methods=["POST"]),
@@ -70,7 +79,8 @@ def create_app(service: Service) -> Starlette:
 
 
 class RequestId:
-    """Answers carry ``x-request-id``: the caller's own, or a fresh one."""
+    """Answers carry ``x-request-id``, and ``request-id`` for Anthropic's clients: the caller's own,
+    or a fresh one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -82,12 +92,14 @@ class RequestId:
         own = Request(scope).headers.get("x-request-id", "")
         usable = own.isascii() and own.isprintable() and 0 < len(own) <= _MAX_REQUEST_ID_CHARS
         request_id = own if usable else new_id("req")
+        scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", request_id.encode()),
+                    (b"request-id", request_id.encode()),
                 ]
             await send(message)
 
@@ -95,18 +107,18 @@ class RequestId:
 
 
 class KeyCheck:
-    """Refuses every path but the probes without a key, unknown paths included."""
+    """Refuses every path but the probes and the page without a key, unknown paths included."""
 
     def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
         self._app = app
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digests and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and self._digests and not _is_open(scope):
             given = _given_key(Request(scope))
             if given is None or not self._known(given):
                 message = "this server asks for a key: send authorization: Bearer KEY"
-                response = error_response(HTTPError(401, message))
+                response = error_response(scope, HTTPError(401, message))
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -137,7 +149,18 @@ class CountRejections:
         await self._app(scope, receive, send_counted)
 
 
-_REJECTIONS = {400: "invalid", 404: "not_found", 413: "too_large", 503: "overloaded"}
+_REJECTIONS = {
+    400: "invalid",
+    404: "not_found",
+    413: "too_large",
+    503: "overloaded",
+    529: "overloaded",
+}
+
+
+def _is_open(scope: Scope) -> bool:
+    """The page too: a browser has no key before the page has asked for one."""
+    return scope["path"] in OPEN_PATHS or (scope["path"] == "/" and info.wants_page(Request(scope)))
 
 
 def _given_key(request: Request) -> str | None:

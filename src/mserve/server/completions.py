@@ -6,14 +6,14 @@ Knows the request's and the answer's shape. Does not know how text is made (``ge
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from mserve.core import TokenLogprobs
-from mserve.server.decode import decode, ignored_header, read_body
+from mserve.server.decode import decode, notice_headers, read_body
 from mserve.server.generation import ChoiceUpdate, Generation
 from mserve.server.identity import new_id, service_of
 from mserve.server.logprobs import completion_logprobs, prompt_logprobs
@@ -21,7 +21,7 @@ from mserve.server.prompts import Prompt, text_prompts
 from mserve.server.sampling import check_options, completion_sampling
 from mserve.server.schema import CompletionRequest
 from mserve.server.service import Service
-from mserve.server.stream import event, respond
+from mserve.server.stream import Payload, respond
 from mserve.text import Detokenizer
 
 
@@ -47,13 +47,13 @@ async def create_completion(http: Request) -> Response:
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
     )
-    shape = _Shape(service, request, generation, model, sampling.skip_special_tokens)
+    form = _Form(service, request, generation, model, sampling.skip_special_tokens)
     return await respond(
         http,
         generation,
-        shape,
+        form,
         streamed=request.stream is True,
-        headers=ignored_header(ignored),
+        headers=notice_headers(ignored),
     )
 
 
@@ -65,7 +65,7 @@ class _ChoiceText:
         self.begun = False
 
 
-class _Shape:
+class _Form:
     """Writes one generation as text completion objects."""
 
     def __init__(
@@ -80,6 +80,9 @@ class _Shape:
         self._request = request
         self._generation = generation
         self._skip_special_tokens = skip_special_tokens
+        options = request.stream_options
+        self._announced = bool(options and options.include_usage)
+        self._continuous = bool(options and options.continuous_usage_stats)
         self._written = [_ChoiceText() for _ in range(generation.num_choices)]
         self._head = {
             "id": generation.request_id,
@@ -88,31 +91,26 @@ class _Shape:
             "model": model,
         }
 
-    async def whole(self) -> dict[str, Any]:
-        """All choices in one object."""
-        collected: list[list[dict[str, Any]]] = [[] for _ in self._written]
-        async for update in self._generation.updates():
-            collected[update.index].append(self._piece(update))
-        return {
-            **self._head,
-            "choices": [_joined(pieces) for pieces in collected],
-            "usage": self._generation.usage(),
-        }
+    def begin(self) -> list[Payload]:
+        return []
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        options = self._request.stream_options
-        with_usage = options is not None and bool(options.include_usage)
-        continuous = options is not None and bool(options.continuous_usage_stats)
-        async for update in self._generation.updates():
-            piece = self._piece(update)
-            if not (piece["text"] or update.token_ids or update.finish_reason):
-                continue
-            chunk = {**self._head, "choices": [piece]}
-            if with_usage:
-                chunk["usage"] = self._generation.usage() if continuous else None
-            yield event(chunk)
-        if with_usage:
-            yield event({**self._head, "choices": [], "usage": self._generation.usage()})
+    def update(self, update: ChoiceUpdate) -> list[Payload]:
+        piece = self._piece(update)
+        if not (piece["text"] or update.token_ids or update.finish_reason):
+            return []
+        chunk: Payload = {**self._head, "choices": [piece]}
+        if self._announced:
+            usage = self._generation.usage().openai() if self._continuous else None
+            chunk["usage"] = usage
+        return [chunk]
+
+    def end(self) -> list[Payload]:
+        if self._request.stream and not self._announced:
+            return []
+        return [{**self._head, "choices": [], "usage": self._generation.usage().openai()}]
+
+    def fold(self) -> _Fold:
+        return _Fold(self._generation.num_choices)
 
     def _piece(self, update: ChoiceUpdate) -> dict[str, Any]:
         """One update as a choice object; the first one of a choice holds the echo."""
@@ -146,7 +144,7 @@ class _Shape:
         if request.prompt_logprobs is not None and update.prompt_logprobs is not None:
             piece["prompt_logprobs"] = prompt_logprobs(self._tokenizer, update.prompt_logprobs)
         if request.return_token_ids:
-            piece["token_ids"] = update.token_ids
+            piece["token_ids"] = list(update.token_ids)
             if first:
                 piece["prompt_token_ids"] = prompt.token_ids
         return piece
@@ -172,16 +170,31 @@ class _Shape:
         return offsets
 
 
+class _Fold:
+    """Pieces become whole choices."""
+
+    def __init__(self, num_choices: int) -> None:
+        self._pieces: list[list[dict[str, Any]]] = [[] for _ in range(num_choices)]
+        self._facts: Payload = {}
+
+    def add(self, payload: Payload) -> None:
+        self._facts.update(payload)
+        for piece in payload["choices"]:
+            self._pieces[piece["index"]].append(piece)
+
+    def whole(self) -> Payload:
+        return {**self._facts, "choices": [_joined(pieces) for pieces in self._pieces]}
+
+
 def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
     """The pieces of one choice as one."""
-    whole = dict(pieces[0])
+    whole = {**pieces[0], "text": "".join(piece["text"] for piece in pieces)}
     for piece in pieces[1:]:
-        whole["text"] += piece["text"]
         whole["finish_reason"] = piece["finish_reason"]
         whole["stop_reason"] = piece["stop_reason"]
         if piece["logprobs"] is not None:
             for name, values in piece["logprobs"].items():
                 whole["logprobs"][name] += values
         if "token_ids" in piece:
-            whole["token_ids"] = whole["token_ids"] + piece["token_ids"]
+            whole["token_ids"] += piece["token_ids"]
     return whole

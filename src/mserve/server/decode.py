@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,8 +22,10 @@ from mserve.server.schema import HARMLESS
 MAX_BODY_BYTES = 32 << 20
 BODY_TIMEOUT_S = 30.0
 IGNORED_HEADER = "x-mserve-ignored"
+WARNING_HEADER = "x-mserve-warning"
 
 _MAX_HEADER_CHARS = 1024
+_MAX_NOTICE_CHARS = 200
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -76,15 +79,22 @@ def decode(body: bytes, schema: type[T]) -> tuple[T, list[str]]:
         raise _explained(error) from None
     except msgspec.DecodeError as error:
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
-    return request, sorted(name for name in unknown if name not in HARMLESS)
+    return request, [name for name in unknown if name not in HARMLESS]
 
 
-def ignored_header(names: list[str]) -> dict[str, str]:
-    """Lists the fields without effect; empty when there are none."""
-    shown = [name for name in names if _HEADER_SAFE.fullmatch(name)]
-    if len(shown) < len(names):
-        shown.append("...")
-    return {IGNORED_HEADER: ", ".join(shown)[:_MAX_HEADER_CHARS]} if names else {}
+def notice_headers(ignored: Sequence[str], warnings: Sequence[str] = ()) -> dict[str, str]:
+    """What the caller should know beside the answer: places in the request that had no effect,
+    and wishes that the model cannot meet."""
+    headers = {}
+    if ignored:
+        headers[IGNORED_HEADER] = ", ".join(_header_safe(name) for name in sorted(ignored))
+    if warnings:
+        headers[WARNING_HEADER] = "; ".join(_header_safe(warning) for warning in warnings)
+    return {name: value[:_MAX_HEADER_CHARS] for name, value in headers.items()}
+
+
+def _header_safe(text: str) -> str:
+    return "".join(char if " " <= char <= "~" else "?" for char in text[:_MAX_NOTICE_CHARS])
 
 
 def _refuse_unless_harmless(name: str, raw: msgspec.Raw) -> None:
@@ -126,4 +136,3 @@ _unique = json.JSONDecoder(
 )
 _top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _JSON_NAMES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
-_HEADER_SAFE = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -1,8 +1,10 @@
-"""One shape for every error that leaves the server.
+"""One envelope per API for every error that leaves the server.
 
-    {"error": {"message", "type", "param", "code"}}
+    OpenAI     {"error": {"message", "type", "param", "code"}}
+    Anthropic  {"type": "error", "error": {"type", "message"}, "request_id"}
 
-Knows how core errors, HTTP errors and bugs become that shape. Does not know endpoints.
+Knows how core errors, HTTP errors and bugs take these shapes, and under which paths. Does not know
+endpoints.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from mserve.core import (
     ContextLengthError,
@@ -44,6 +47,21 @@ _HTTP_CODES = {
 }
 
 
+ANTHROPIC_PATH = "/v1/messages"
+
+_OVERLOADED = 529  # what Anthropic's clients take for "try again later"
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    _OVERLOADED: "overloaded_error",
+}
+
+
 class HTTPError(MserveError):
     """A refusal by the HTTP layer itself, before any endpoint's own rules."""
 
@@ -52,7 +70,7 @@ class HTTPError(MserveError):
         self.status = status
 
 
-def error_body(error: MserveError) -> dict[str, Any]:
+def openai_body(error: MserveError) -> dict[str, Any]:
     return {
         "error": {
             "message": error.message,
@@ -63,16 +81,44 @@ def error_body(error: MserveError) -> dict[str, Any]:
     }
 
 
-def error_response(error: MserveError, headers: Mapping[str, str] | None = None) -> Response:
-    """``headers`` in addition to what the error itself calls for."""
+def anthropic_body(error: MserveError, request_id: str | None) -> dict[str, Any]:
+    where = f"{error.param}: " if error.param and error.param not in error.message else ""
+    return {
+        "type": "error",
+        "error": {
+            "type": _ANTHROPIC_TYPES.get(_anthropic_status(error), "invalid_request_error"),
+            "message": where + error.message,
+        },
+        "request_id": request_id,
+    }
+
+
+def is_anthropic(scope: Scope) -> bool:
+    """Whether a request is for the Messages API, or from a client that speaks only that."""
+    path: str = scope["path"]
+    return path == ANTHROPIC_PATH or path.startswith(ANTHROPIC_PATH + "/")
+
+
+def request_id_of(scope: Scope) -> str | None:
+    request_id: str | None = scope.get("state", {}).get("request_id")
+    return request_id
+
+
+def error_response(
+    scope: Scope, error: MserveError, headers: Mapping[str, str] | None = None
+) -> Response:
+    """In the envelope of the API that was asked. ``headers`` in addition to what the error itself
+    calls for."""
     all_headers = dict(headers or {})
     if isinstance(error, OverloadedError):
         all_headers["retry-after"] = str(error.retry_after_s)
     if error.status == HTTPStatus.UNAUTHORIZED:
         all_headers["www-authenticate"] = "Bearer"
+    anthropic = is_anthropic(scope)
+    body = anthropic_body(error, request_id_of(scope)) if anthropic else openai_body(error)
     return Response(
-        msgspec.json.encode(error_body(error)),
-        status_code=error.status,
+        msgspec.json.encode(body),
+        status_code=_anthropic_status(error) if anthropic else error.status,
         headers=all_headers,
         media_type="application/json",
     )
@@ -100,7 +146,7 @@ def shutting_down() -> NotReadyError:
 
 async def on_mserve_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MserveError)
-    return error_response(error)
+    return error_response(request.scope, error)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -114,13 +160,22 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         message = error.detail
     wrapped = MserveError(message, code=_HTTP_CODES.get(error.status_code, "http_error"))
     wrapped.status = error.status_code
-    return error_response(wrapped, error.headers)
+    return error_response(request.scope, wrapped, error.headers)
 
 
 async def on_bug(request: Request, error: Exception) -> Response:
     """Anything nobody raised on purpose: logged in full, shown as a plain 500."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return error_response(MserveError("internal error; the server's log has the details"))
+    return error_response(request.scope, internal_error())
+
+
+def internal_error() -> MserveError:
+    """What the caller is told of a bug."""
+    return MserveError("internal error; the server's log has the details")
+
+
+def _anthropic_status(error: MserveError) -> int:
+    return _OVERLOADED if isinstance(error, OverloadedError) else error.status
 
 
 def _type_of(status: int) -> str:

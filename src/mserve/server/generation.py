@@ -3,14 +3,14 @@
     prompts ──> requests ──> OutputStream ──> Answer per choice ──> ChoiceUpdate
 
 Whoever holds a ``Generation`` closes it; closing early aborts what still runs and counts it as
-aborted. Knows text, counting and when a choice is over. Does not know response shapes (``chat``,
-``completions``).
+aborted. Knows text, events, counting and when a choice is over. Does not know the APIs that write
+them (``chat``, ``responses``, ``messages``, ``completions``).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -26,9 +26,10 @@ from mserve.core import (
 from mserve.observe import FinishedRequest
 from mserve.server.errors import error_of_output
 from mserve.server.prompts import Prompt
+from mserve.server.repetition import RepetitionWatch
 from mserve.server.sampling import check_context, for_choice
 from mserve.server.service import Service
-from mserve.text import Answer
+from mserve.text import Answer, CallFinished, ContentDelta, Event, OutputParser, PlainParser
 from mserve.wire import Ready, now_s
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ class ChoiceUpdate(msgspec.Struct, frozen=True, kw_only=True):
     """What arrived for one choice."""
 
     index: int
-    content: str
+    events: list[Event]
+    is_first: bool  # of its choice
     token_ids: list[int]
     texts: list[str]  # characters that each token completed
     logprobs: list[TokenLogprobs] | None
@@ -50,16 +52,49 @@ class ChoiceUpdate(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None
     stop_reason: int | str | None  # the stop string or stop id that ended it; None for eos
 
+    @property
+    def content(self) -> str:
+        """All that is said, thinking and calls apart."""
+        return "".join(event.text for event in self.events if isinstance(event, ContentDelta))
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens so far. A prompt counts once, however many choices it has."""
+
+    prompt: int
+    cached: int  # of the prompt
+    completion: int
+    reasoning: int  # of the completion
+
+    def openai(self) -> dict[str, Any]:
+        """As the two completions APIs spell it."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
+        }
+
 
 class _Choice:
     """One running answer and its account."""
 
-    def __init__(self, index: int, prompt: Prompt, request: Request, service: Service) -> None:
+    def __init__(
+        self,
+        index: int,
+        prompt: Prompt,
+        request: Request,
+        service: Service,
+        parser: OutputParser,
+    ) -> None:
         self.index = index
         self.prompt = prompt
         self.request = request
-        self.answer = Answer(service.text.tokenizer, request.sampling)
+        self.answer = Answer(service.text.tokenizer, request.sampling, parser)
+        self.repetition = RepetitionWatch(service.config.repetition_tokens)
         self.num_tokens = 0
+        self.num_reasoning = 0
         self.num_cached = 0
         self.first_token_s: float | None = None
         self.last_token_s: float | None = None
@@ -76,12 +111,17 @@ class Generation:
         prompts: Sequence[Prompt],
         sampling: SamplingParams,
         *,
+        new_parser: Callable[[], OutputParser] = PlainParser,
+        parallel_calls: bool = True,
         priority: int = 0,
         cache_salt: str = "",
     ) -> None:
-        """Raises ``RequestError`` for what cannot fit, ``OverloadedError`` for what cannot now."""
+        """Without ``parallel_calls`` a choice ends with its first call. Raises ``RequestError`` for
+        what cannot fit, ``OverloadedError`` for what cannot now."""
         ready = service.admit()
         self._service = service
+        self.sampling = sampling
+        self._parallel_calls = parallel_calls
         self.request_id = request_id
         self._num_choices = sampling.n
         self._arrival_s = now_s()
@@ -100,7 +140,9 @@ class Generation:
                     arrival_s=self._arrival_s,
                     cache_salt=cache_salt,
                 )
-                self._choices[request.request_id] = _Choice(index, prompt, request, service)
+                self._choices[request.request_id] = _Choice(
+                    index, prompt, request, service, new_parser()
+                )
         self._stream = service.client.submit([c.request for c in self._choices.values()])
 
     @property
@@ -123,18 +165,15 @@ class Generation:
         if not all(choice.finished for choice in self._choices.values()):
             raise ClientGoneError
 
-    def usage(self) -> dict[str, Any]:
-        """Token counts so far. A prompt counts once, however many choices it has."""
+    def usage(self) -> Usage:
         choices = self._choices.values()
         first_choices = [c for c in choices if c.index % self._num_choices == 0]
-        num_prompt = sum(len(choice.prompt.token_ids) for choice in first_choices)
-        num_output = sum(choice.num_tokens for choice in choices)
-        return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_output,
-            "total_tokens": num_prompt + num_output,
-            "prompt_tokens_details": {"cached_tokens": sum(c.num_cached for c in first_choices)},
-        }
+        return Usage(
+            prompt=sum(len(choice.prompt.token_ids) for choice in first_choices),
+            cached=sum(choice.num_cached for choice in first_choices),
+            completion=sum(choice.num_tokens for choice in choices),
+            reasoning=sum(choice.num_reasoning for choice in choices),
+        )
 
     def close(self) -> None:
         """Abort what has not finished: the message to the engine is on its way on return."""
@@ -149,19 +188,28 @@ class Generation:
             last=output.finish_reason is not None,
             stop_token_id=output.stop_token_id,
         )
+        is_first = choice.num_tokens == 0
+        choice.num_reasoning += piece.num_reasoning_tokens
         self._count(choice, piece.num_tokens, output.num_cached_tokens)
         finish_reason: str | None = output.finish_reason
         stop_reason: int | str | None = None
         if output.stop_token_id in choice.request.sampling.stop_token_ids:
             stop_reason = output.stop_token_id
+        events = piece.events
         if piece.stop is not None:
             finish_reason, stop_reason = FinishReason.STOP, piece.stop
+        elif not self._parallel_calls and (cut := _end_of_call(events)) is not None:
+            events, finish_reason = events[:cut], FinishReason.STOP
+        elif finish_reason is None and choice.repetition.push(output.new_token_ids):
+            events, finish_reason = [*events, *choice.answer.finish()], "repetition"
+        if finish_reason is not None and output.finish_reason is None:
             self._stream.drop(output.request_id)
         if finish_reason is not None:
             self._finish(choice, str(finish_reason))
         return ChoiceUpdate(
             index=choice.index,
-            content=piece.delta.content,
+            events=events,
+            is_first=is_first,
             token_ids=output.new_token_ids[: piece.num_tokens],
             texts=piece.texts,
             logprobs=None if output.logprobs is None else output.logprobs[: piece.num_tokens],
@@ -205,6 +253,14 @@ class Generation:
                 finished.num_output_tokens,
                 finished.total_s,
             )
+
+
+def _end_of_call(events: list[Event]) -> int | None:
+    """How many of ``events`` there are up to the end of a whole call."""
+    for number, event in enumerate(events, start=1):
+        if isinstance(event, CallFinished) and not event.incomplete:
+            return number
+    return None
 
 
 def _failed(output: RequestOutput) -> bool:

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from mserve.server.service import Service
 
 
-def new_id(kind: str) -> str:
+def new_id(kind: str, separator: str = "-") -> str:
     """Unique whatever clients call their requests."""
-    return f"{kind}-{uuid.uuid4().hex}"
+    return f"{kind}{separator}{uuid.uuid4().hex}"
 
 
 def service_of(http: Request) -> Service:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from starlette.responses import Response
 from mserve import __version__
 from mserve.core import NotFoundError
 from mserve.server.identity import service_of
+from mserve.server.page import page
 from mserve.server.service import Service
 from mserve.server.stream import json_response
 from mserve.wire import Phase
@@ -18,7 +20,9 @@ from mserve.wire import Phase
 async def list_models(http: Request) -> Response:
     service = service_of(http)
     names = service.config.served_model_names
-    return json_response({"object": "list", "data": [_model(service, name) for name in names]})
+    models = [_model(service, name) for name in names]
+    ends = {"first_id": names[0], "last_id": names[-1], "has_more": False}
+    return json_response({"object": "list", "data": models, **ends})
 
 
 async def retrieve_model(http: Request) -> Response:
@@ -32,7 +36,14 @@ async def retrieve_model(http: Request) -> Response:
 
 
 async def root(http: Request) -> Response:
+    """A page to talk to for browsers, a name and a version for the rest."""
+    if wants_page(http):
+        return page()
     return json_response({"name": "mserve", "version": __version__})
+
+
+def wants_page(http: Request) -> bool:
+    return "text/html" in http.headers.get("accept", "")
 
 
 async def version(http: Request) -> Response:
@@ -79,9 +90,14 @@ def _readiness(service: Service) -> dict[str, Any]:
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
+    """As OpenAI's and Anthropic's clients read it: their fields do not collide."""
     ready = service.client.ready
+    created = datetime.datetime.fromtimestamp(service.created, datetime.UTC)
     return {
         "id": name,
+        "type": "model",
+        "display_name": name,
+        "created_at": created.isoformat().replace("+00:00", "Z"),
         "object": "model",
         "created": service.created,
         "owned_by": "mserve",

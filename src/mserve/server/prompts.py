@@ -12,15 +12,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from mserve.core import ContextLengthError, RequestError
-from mserve.server.schema import ChatMessage, Prompts
+from mserve.server.schema import Prompts
 from mserve.server.service import TextTools
-from mserve.text import Tokenizer
+from mserve.text import Tokenizer, unquote
 from mserve.wire import Ready
 
 MAX_PROMPTS = 1024
 
 _SAID = ("content", "reasoning_content")  # what an assistant's answer consists of
-_ROLES = frozenset({"system", "developer", "user", "assistant"})
 _OFF_LOOP_CHARS = 20_000  # about 10 ms of tokenizing, against some 0.2 ms for a thread switch
 
 T = TypeVar("T")
@@ -36,30 +35,33 @@ class Prompt(NamedTuple):
 async def chat_prompt(
     text: TextTools,
     ready: Ready,
-    messages: list[ChatMessage],
+    messages: list[dict[str, Any]],
     *,
+    tools: list[dict[str, Any]] | None = None,
     add_generation_prompt: bool = True,
     variables: dict[str, Any] | None = None,
     add_special_tokens: bool = False,
+    edit: Callable[[str], str] | None = None,
 ) -> Prompt:
-    """Render and tokenize. The template writes its own special tokens, so none are added; nothing
-    that a message holds can become one."""
-    if not messages:
-        raise RequestError("messages is empty", param="messages")
-    plain = [_plain(message, number) for number, message in enumerate(messages)]
+    """Render messages in the template's form, ``edit`` what it wrote, tokenize. The template
+    writes its own special tokens, so none are added; nothing that a message or a tool holds can
+    become one."""
     tokenizer = text.tokenizer
 
     def render_and_encode() -> Prompt:
         rendered = text.template.render(
-            [_quoted(message, tokenizer) for message in plain],
+            [_quoted(message, tokenizer) for message in messages],
+            tools=tokenizer.quote(tools),
             add_generation_prompt=add_generation_prompt,
             variables=tokenizer.quote(variables or {}),
         )
+        if edit is not None:
+            rendered = edit(rendered)
         _check_length(text, ready, rendered)
         ids = tokenizer.encode_rendered(rendered, add_special_tokens=add_special_tokens)
-        return Prompt(check_ids(ids, ready))
+        return Prompt(check_ids(ids, ready), unquote(rendered))
 
-    num_chars = sum(len(message.get("content") or "") for message in plain)
+    num_chars = sum(len(message.get("content") or "") for message in messages)
     return await _off_loop_if_long(num_chars, render_and_encode)
 
 
@@ -96,25 +98,6 @@ def ignored_variables(text: TextTools, variables: dict[str, Any] | None) -> list
     ]
 
 
-def _plain(message: ChatMessage, number: int) -> dict[str, Any]:
-    """The message as templates expect it: a dict whose content is one string."""
-    where = f"messages[{number}]"
-    if message.role == "tool" or message.tool_calls:
-        raise RequestError(
-            "tool calls are not supported", param=where, code="unsupported_parameter"
-        )
-    if message.role not in _ROLES:
-        raise RequestError(
-            f"{where}.role must be one of {', '.join(sorted(_ROLES))}", param=f"{where}.role"
-        )
-    plain: dict[str, Any] = {"role": message.role, "content": _content(message, where)}
-    if message.name is not None:
-        plain["name"] = message.name
-    if message.reasoning_content is not None:
-        plain["reasoning_content"] = message.reasoning_content
-    return plain
-
-
 def _quoted(message: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     """``message`` unable to spell control tokens. An assistant's words may hold those that answers
     show: templates look for ``</think>`` in them, and it was the model that wrote them."""
@@ -123,24 +106,6 @@ def _quoted(message: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
         said = {key: message[key] for key in _SAID if key in message}
         quoted |= tokenizer.quote(said, hidden_only=True)
     return quoted
-
-
-def _content(message: ChatMessage, where: str) -> str:
-    param = f"{where}.content"
-    if isinstance(message.content, str):
-        return message.content
-    if message.content is None:
-        if message.role == "assistant":  # it may have had nothing to say
-            return ""
-        raise RequestError(f"{param} is missing", param=param)
-    for part in message.content:
-        if part.type != "text":
-            raise RequestError(
-                f'content of type "{part.type[:100]}" is not supported',
-                param=param,
-                code="unsupported_parameter",
-            )
-    return "".join(part.text or "" for part in message.content)
 
 
 def _encode(text: TextTools, ready: Ready, prompt: str, add_special_tokens: bool) -> Prompt:

@@ -11,7 +11,7 @@ import asyncio
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from mserve.server.errors import HTTPError, error_body
+from mserve.server.errors import HTTPError, openai_body
 
 MAX_URL_BYTES = 8 << 10
 MAX_HEAD_BYTES = 64 << 10
@@ -87,7 +87,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._stop_timer()
         if self.transport.is_closing():
             return
-        body = msgspec.json.encode(error_body(error))
+        body = msgspec.json.encode(openai_body(error))
         self.transport.write(
             STATUS_LINE[error.status]
             + b"content-type: application/json\r\nconnection: close\r\n"

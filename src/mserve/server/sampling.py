@@ -6,13 +6,16 @@ distribution. Knows limits. Does not know messages or streams.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from mserve.core import ContextLengthError, RequestError, SamplingParams
-from mserve.server.schema import ChatRequest, CompletionRequest, GenerationFields
+from mserve.server.schema import CompletionRequest, GenerationFields
 from mserve.wire import Ready
+
+if TYPE_CHECKING:
+    from mserve.server.chat.schema import ChatRequest
 
 _MAX_SALT_CHARS = 128
 _SAME_NAME = (
@@ -63,6 +66,13 @@ def completion_sampling(
         elif request.max_tokens == 0:
             values["prompt_logprobs"] = 0  # gives the engine something to do, and an end
     return _checked(defaults, values, ready)
+
+
+def turn_sampling(defaults: SamplingParams, ready: Ready, values: dict[str, Any]) -> SamplingParams:
+    """Of a request that has few sampling fields: ``values`` by the names of ``SamplingParams``,
+    ``None`` for what it does not say."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return _checked(defaults, given, ready)
 
 
 def for_choice(sampling: SamplingParams, choice: int) -> SamplingParams:

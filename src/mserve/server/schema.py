@@ -48,28 +48,6 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     add_special_tokens: bool | None = None
 
 
-class ContentPart(msgspec.Struct):
-    type: str
-    text: str | None = None
-
-
-class ChatMessage(msgspec.Struct):
-    role: str
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[Any] | None = None
-
-
-class ChatRequest(GenerationFields, kw_only=True):
-    messages: list[ChatMessage]
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    add_generation_prompt: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-
-
 Prompts = str | list[str | int | list[int]]
 """One text, texts, one list of ids, or lists of ids."""
 
@@ -85,7 +63,8 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -101,10 +80,6 @@ def _empty(value: Any) -> bool:
     return not value
 
 
-def _plain_text(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("type") == "text"
-
-
 def _never(value: Any) -> bool:
     return False
 
@@ -114,7 +89,7 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
     "functions": _empty,
     "tool_choice": lambda value: value in ("none", "auto"),
     "function_call": lambda value: value in ("none", "auto"),
-    "response_format": _plain_text,
+    "response_format": lambda value: isinstance(value, dict) and value.get("type") == "text",
     "structured_outputs": _empty,
     "guided_json": _never,
     "guided_regex": _never,
@@ -128,7 +103,6 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
     "use_beam_search": _empty,
     "continue_final_message": _empty,
     "truncate_prompt_tokens": _never,
-    "thinking_token_budget": _never,
     "stop_regex": _empty,
     "prompt_embeds": _never,
     "chat_template": _never,
@@ -139,6 +113,8 @@ HARMLESS: dict[str, Callable[[Any], bool]] = {
     "modalities": lambda value: value == ["text"],
     "audio": _empty,
     "web_search_options": _never,
+    "prompt": _empty,
+    "conversation": _empty,
 }
-"""Fields that would change the answer and that we do not act on. A request that carries one is
-refused, unless its value asks for nothing."""
+"""Fields that would change the answer and that an endpoint does not act on. A request that carries
+one is refused, unless its value asks for nothing."""

@@ -5,9 +5,12 @@ Knows whether work may be admitted. Does not know HTTP.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -15,11 +18,16 @@ from mserve.checkpoint import read_sampling_defaults
 from mserve.core import NotFoundError, NotReadyError, RequestOutput, SamplingParams
 from mserve.observe import EngineReading, EngineTimes, ServerMetrics
 from mserve.server.errors import shutting_down
+from mserve.server.near_miss import NearMisses
+from mserve.server.store import ResponseStore
 from mserve.text import (
+    STABLE_PREFIX_RULES,
     ChatTemplate,
+    Dialect,
     Tokenizer,
     load_chat_template,
     load_tokenizer,
+    marker_ids,
 )
 from mserve.wire import (
     EngineClient,
@@ -29,6 +37,8 @@ from mserve.wire import (
     Ready,
     not_ready_message,
 )
+
+log = logging.getLogger(__name__)
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +51,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     policy: Literal["fcfs", "priority"] = "fcfs"
     shutdown_timeout_s: float = 30.0  # how long requests may finish after SIGTERM
     log_requests: bool = False  # a line per finished request
+    reasoning_field: Literal["both", "reasoning", "reasoning_content"] = "both"
+    """What chat completions call thinking; clients disagree."""
+    stable_prefix_rules: tuple[str, ...] = tuple(STABLE_PREFIX_RULES)
+    """What is undone in prompts because it would void the prefix cache."""
+    keep_thinking: bool = False
+    """Thinking of earlier turns stays in the prompt, also where the template drops it."""
+    repetition_tokens: int = 0
+    """An answer whose last so many tokens are one short piece again and again ends; 0: never."""
 
 
 class TextTools(msgspec.Struct, frozen=True):
@@ -49,14 +67,22 @@ class TextTools(msgspec.Struct, frozen=True):
     tokenizer: Tokenizer
     template: ChatTemplate
     defaults: SamplingParams
+    dialect: Dialect | None = None
+    """How it writes thinking and calls; ``None``: not known, and all it writes is content."""
+    marker_ids: dict[int, str] = {}
 
 
-def load_text_tools(checkpoint: Path, chat_template: Path | None = None) -> TextTools:
+def load_text_tools(
+    checkpoint: Path, chat_template: Path | None = None, dialect: Dialect | None = None
+) -> TextTools:
     """Raises ``CheckpointError`` for what is there and cannot be used."""
+    tokenizer = load_tokenizer(checkpoint)
     return TextTools(
-        load_tokenizer(checkpoint),
+        tokenizer,
         load_chat_template(checkpoint, chat_template),
         read_sampling_defaults(checkpoint),
+        dialect,
+        {} if dialect is None else marker_ids(dialect, tokenizer),
     )
 
 
@@ -82,6 +108,9 @@ class Service:
         self.metrics = ServerMetrics(config.served_model_names[0], self._read_engine)
         self.created = int(time.time())
         self.draining = False
+        self.responses = ResponseStore()
+        self._near_misses = NearMisses(text.tokenizer)
+        self._background: set[asyncio.Task[None]] = set()
         self._listener = listener
         self._described_cache = False
 
@@ -94,6 +123,19 @@ class Service:
             code = "engine_restarting" if self.client.status.phase is Phase.RESTARTING else None
             raise NotReadyError(not_ready_message(self.client.status), code=code)
         return ready
+
+    def note_prompt(self, request_id: str, token_ids: Sequence[int]) -> None:
+        """Say where this prompt left an earlier one, to those who watch."""
+        if self.config.log_requests or log.isEnabledFor(logging.DEBUG):
+            near_miss = self._near_misses.note(request_id, token_ids)
+            if near_miss is not None:
+                log.info("near miss of the prefix cache: %s", near_miss)
+
+    def keep_running(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` although nobody waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def resolve_model(self, name: str | None) -> str:
         """The name to answer under; any served name will do, and none means the first."""

@@ -6,12 +6,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mserve.core import RequestError
-from mserve.server.decode import decode, ignored_header, read_body
+from mserve.server.chat import read_messages
+from mserve.server.decode import decode, notice_headers, read_body
 from mserve.server.identity import service_of
 from mserve.server.logprobs import token_name
 from mserve.server.prompts import chat_prompt, check_ids, ignored_variables, text_prompts
 from mserve.server.schema import DetokenizeRequest, TokenizeRequest
 from mserve.server.stream import json_response
+from mserve.text import normalised
 
 
 async def tokenize(http: Request) -> Response:
@@ -26,7 +28,8 @@ async def tokenize(http: Request) -> Response:
         prompt = await chat_prompt(
             service.text,
             ready,
-            request.messages,
+            normalised(read_messages(request.messages)),
+            tools=request.tools,
             add_generation_prompt=request.add_generation_prompt is not False,
             variables=request.chat_template_kwargs,
             add_special_tokens=request.add_special_tokens is True,
@@ -51,7 +54,7 @@ async def tokenize(http: Request) -> Response:
             "tokens": token_ids,
             "token_strs": names if request.return_token_strs else None,
         },
-        ignored_header(ignored),
+        notice_headers(ignored),
     )
 
 
@@ -63,4 +66,4 @@ async def detokenize(http: Request) -> Response:
     ready = service.admit()
     token_ids = check_ids(request.tokens, ready, param="tokens") if request.tokens else []
     text = service.text.tokenizer.decode(token_ids, skip_special_tokens=False)
-    return json_response({"prompt": text}, ignored_header(ignored))
+    return json_response({"prompt": text}, notice_headers(ignored))

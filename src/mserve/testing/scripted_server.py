@@ -17,12 +17,14 @@ import msgspec
 from mserve.core import EngineConfig, ModelConfig, SetupError
 from mserve.server import ServerConfig, Service, listen, load_text_tools, run_server
 from mserve.testing.fake_engine import Script
+from mserve.text import by_name
 
 
 class Setup(msgspec.Struct, frozen=True):
     """What a test wants to differ from the defaults."""
 
     script: Script = Script()
+    dialect: str | None = None  # by the parser's name
     server: dict[str, Any] = {}
 
 
@@ -31,7 +33,9 @@ def main() -> None:
     checkpoint = Path(sys.argv[1])
     setup = msgspec.json.decode(sys.argv[2], type=Setup)
     values = {"served_model_names": (checkpoint.name,), "port": 0, **setup.server}
-    service = Service(msgspec.convert(values, ServerConfig), load_text_tools(checkpoint))
+    dialect = None if setup.dialect is None else by_name(setup.dialect)
+    text = load_text_tools(checkpoint, dialect=dialect)
+    service = Service(msgspec.convert(values, ServerConfig), text)
     listener = listen("127.0.0.1", service.config.port)
     sys.stdout.write(f"listening on {listener.getsockname()[1]}\n")
     sys.stdout.flush()

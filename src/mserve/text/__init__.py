@@ -1,12 +1,13 @@
 """Between strings and token ids: messages, template, tokenizer, stop strings, dialects."""
 
-from mserve.text.answer import Answer, AnswerPiece, Delta, OutputParser, PlainParser
+from mserve.text.answer import Answer, AnswerPiece, OutputParser, PlainParser
 from mserve.text.detokenize import Detokenizer
 from mserve.text.dialects import (
     Dialect,
     DialectParser,
     Start,
     State,
+    ThinkingMode,
     Tools,
     by_name,
     marker_ids,
@@ -22,6 +23,7 @@ from mserve.text.events import (
     ReasoningDelta,
 )
 from mserve.text.messages import arguments_of, normalised, split_thinking
+from mserve.text.quoting import unquote
 from mserve.text.stable_prefix import STABLE_PREFIX_RULES, KeptThinking, with_stable_prefix
 from mserve.text.stop import StopScan, StopStrings
 from mserve.text.template import (
@@ -44,7 +46,6 @@ __all__ = [
     "CallStarted",
     "ChatTemplate",
     "ContentDelta",
-    "Delta",
     "Detokenizer",
     "Dialect",
     "DialectParser",
@@ -61,6 +62,7 @@ __all__ = [
     "State",
     "StopScan",
     "StopStrings",
+    "ThinkingMode",
     "ThinkingPlan",
     "Tokenizer",
     "Tools",
@@ -73,5 +75,6 @@ __all__ = [
     "of_family",
     "plan_thinking",
     "split_thinking",
+    "unquote",
     "with_stable_prefix",
 ]

@@ -35,6 +35,7 @@ class ChatTemplate(Protocol):
         self,
         messages: list[dict[str, Any]],
         *,
+        tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
     ) -> str: ...
@@ -66,6 +67,7 @@ class JinjaChatTemplate:
         self,
         messages: list[dict[str, Any]],
         *,
+        tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
     ) -> str:
@@ -74,7 +76,7 @@ class JinjaChatTemplate:
             **self._special_tokens,
             **{name: value for name, value in variables.items() if name in self.variables},
             "messages": messages,
-            "tools": None,
+            "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
@@ -100,6 +102,7 @@ class NoChatTemplate:
         self,
         messages: list[dict[str, Any]],
         *,
+        tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
     ) -> str:

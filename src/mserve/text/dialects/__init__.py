@@ -41,7 +41,7 @@ from mserve.text.dialects.dialect import (
 from mserve.text.dialects.json_text import JsonReader
 from mserve.text.dialects.machine import DialectParser, State, new_call_id
 from mserve.text.dialects.names import DIALECTS, by_name, marker_ids, of_family
-from mserve.text.dialects.schema import SchemaView, Tools, view_of
+from mserve.text.dialects.schema import Kind, SchemaView, Tools, view_of
 
 __all__ = [
     "DIALECTS",
@@ -50,6 +50,7 @@ __all__ = [
     "Dialect",
     "DialectParser",
     "JsonReader",
+    "Kind",
     "SchemaView",
     "Start",
     "State",

@@ -51,6 +51,16 @@ class SchemaView:
         """Values of ``enum`` and ``const``, in declared order; ``None``: not restricted so."""
         self._properties: dict[str, SchemaView] = {}
 
+    @property
+    def plain(self) -> Plain:
+        """What a view of one alternative says, references and unions opened at its top."""
+        (plain,) = self._alternatives
+        return plain
+
+    def alternatives(self) -> list[SchemaView]:
+        """A view of each alternative, in declared order."""
+        return [SchemaView(self._root, [plain]) for plain in self._alternatives]
+
     def allows(self, kind: Kind) -> bool:
         return not self.kinds or kind in self.kinds
 

@@ -1,0 +1,33 @@
+"""What an answer must look like, from the words of a request to a grammar over the wire form.
+
+For the APIs. Once per server: ``facts = vocabulary_facts(...)``, ``checker = GrammarChecker(facts)``.
+Per request: ``constrained = constraint_for(dialect, marker_ids, start, ...)``; if it is not None,
+``await checker.check(constrained)``, put ``constrained.constraint`` into ``SamplingParams`` and
+``constrained.passed_over`` into the header of ignored fields.
+
+    file        what
+    constraint  thinking, content, answer and calls in their order
+    answer      response_format and structured_outputs
+    calls       the block of calls, by a dialect's tags
+    arguments   the arguments of a call, in either wire form
+    bare        one value as bare text
+    schema      a JSON Schema made fit for grammars
+    rules       writing rules
+    vocabulary  the tokens that grammars are matched against
+    checker     trying a grammar in a process that can be killed (``worker``)
+"""
+
+from mserve.text.grammar.calls import Tool
+from mserve.text.grammar.checker import GrammarChecker
+from mserve.text.grammar.constraint import Constrained, NamedTool, ToolChoice, constraint_for
+from mserve.text.grammar.vocabulary import vocabulary_facts
+
+__all__ = [
+    "Constrained",
+    "GrammarChecker",
+    "NamedTool",
+    "Tool",
+    "ToolChoice",
+    "constraint_for",
+    "vocabulary_facts",
+]
