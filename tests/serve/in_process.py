@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 import httpx
 from tokenizers import Tokenizer
 
-from mserve.core import FinishReason, Request, RequestOutput
+from mserve.core import FinishReason, Request, RequestOutput, SamplingParams
 from mserve.server import ServerConfig, Service, TextTools, create_app
 from mserve.text import (
     ByteLevelTokenizer,
-    GenerationDefaults,
     JinjaChatTemplate,
     marker_ids,
     of_family,
@@ -48,7 +47,7 @@ def text_tools(arch: str) -> TextTools:
     return TextTools(
         tokenizer,
         JinjaChatTemplate(chat_template(arch), special_tokens=special, where=arch),
-        GenerationDefaults(),
+        SamplingParams(),
         dialect,
         marker_ids(dialect, tokenizer),
     )
