@@ -358,7 +358,7 @@ def logits(spec: ModelSpec, kind: str, groups: Groups) -> torch.Tensor | None:
 def one_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     try:
-        groups = init_groups(rank, 2, f"file://{folder}/meeting", timeout_s=120)
+        groups = init_groups(rank, 2, f"file://{folder}/meeting", step_timeout_s=120)
         results = {
             (name, kind, by_id): logits(
                 spec, kind, Groups(groups.tensor, groups.tensor if by_id else SoloGroup())
