@@ -1,4 +1,4 @@
-"""Between strings and token ids: template, tokenizer, streaming detokenizer, stop strings."""
+"""Between strings and token ids: messages, template, tokenizer, stop strings, dialects."""
 
 from mserve.text.answer import Answer, AnswerPiece, Delta, OutputParser, PlainParser
 from mserve.text.detokenize import Detokenizer
@@ -22,6 +22,8 @@ from mserve.text.events import (
     ReasoningDelta,
 )
 from mserve.text.generation_config import GenerationDefaults, load_generation_defaults
+from mserve.text.messages import arguments_of, normalised, split_thinking
+from mserve.text.stable_prefix import STABLE_PREFIX_RULES, KeptThinking, with_stable_prefix
 from mserve.text.stop import StopScan, StopStrings
 from mserve.text.template import (
     ChatTemplate,
@@ -29,9 +31,12 @@ from mserve.text.template import (
     NoChatTemplate,
     load_chat_template,
 )
+from mserve.text.thinking import THINKING_VARIABLES, ThinkingPlan, plan_thinking
 from mserve.text.tokenizer import ByteLevelTokenizer, NoTokenizer, Tokenizer, load_tokenizer
 
 __all__ = [
+    "STABLE_PREFIX_RULES",
+    "THINKING_VARIABLES",
     "Answer",
     "AnswerPiece",
     "ArgumentsDelta",
@@ -48,6 +53,7 @@ __all__ = [
     "Finished",
     "GenerationDefaults",
     "JinjaChatTemplate",
+    "KeptThinking",
     "NoChatTemplate",
     "NoTokenizer",
     "OutputParser",
@@ -57,12 +63,18 @@ __all__ = [
     "State",
     "StopScan",
     "StopStrings",
+    "ThinkingPlan",
     "Tokenizer",
     "Tools",
+    "arguments_of",
     "by_name",
     "load_chat_template",
     "load_generation_defaults",
     "load_tokenizer",
     "marker_ids",
+    "normalised",
     "of_family",
+    "plan_thinking",
+    "split_thinking",
+    "with_stable_prefix",
 ]

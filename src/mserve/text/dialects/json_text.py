@@ -80,10 +80,13 @@ MAX_DEPTH: Final = 128
 have bounds of their own, and some of them crash."""
 
 _MAX_ATOM_CHARS: Final = 512
+"""Longer numbers are none: readers of JSON refuse integers of thousands of digits."""
+
 _BLANKS: Final = " \t\r\n"
 _PLAIN_CHARS: Final = re.compile(r'[^"\\\x00-\x1f]+')
 _ATOM_CHARS: Final = re.compile(r"[^\s,:\[\]{}\"]*")
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+_NUMBER_BEGUN: Final = re.compile(r"-?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d*)?)?")
 _SPELLINGS: Final = {"True": "true", "False": "false", "None": "null"}
 _SIMPLE_ESCAPES: Final = frozenset('"\\/bfnrt')
 _HEX: Final = frozenset("0123456789abcdefABCDEF")
@@ -93,9 +96,20 @@ def atom(text: str) -> str | None:
     """A number, ``true``, ``false`` or ``null`` as JSON, or ``None``. Python's spellings of the
     last three are understood."""
     text = _SPELLINGS.get(text, text)
-    if text in ("true", "false", "null") or _NUMBER.fullmatch(text):
+    if text in ("true", "false", "null"):
         return text
-    return None
+    return text if len(text) <= _MAX_ATOM_CHARS and _NUMBER.fullmatch(text) else None
+
+
+def begins_number(text: str) -> bool:
+    """Whether ``text`` is the beginning of one, or nothing yet."""
+    return len(text) <= _MAX_ATOM_CHARS and _NUMBER_BEGUN.fullmatch(text) is not None
+
+
+def begins_atom(text: str) -> bool:
+    """The same of a number or a constant."""
+    words = ("true", "false", "null", *_SPELLINGS)
+    return begins_number(text) or any(word.startswith(text) for word in words)
 
 
 class JsonReader:
@@ -143,7 +157,7 @@ class JsonReader:
         elif held and (value := atom(held)) is not None:
             out.append(self._comma + value)
             self._want = "comma"
-        elif held:
+        elif not begins_atom(held):
             self.rest = held + self.rest
         if self._want == "colon":
             out.append(":null")

@@ -90,7 +90,8 @@ class DialectParser:
         marker = self._marker_ids.get(token_id)
         if marker is not None:
             real = self._dialect.spellings.real.get(marker, marker)
-            text = (text.removesuffix(marker) if text.endswith(marker) else "") + real
+            before = text.removesuffix(marker) if text.endswith(marker) else ""
+            return self._push(before + real)
         return self.push_text(text)
 
     def push_text(self, text: str) -> Sequence[Event]:
@@ -101,6 +102,9 @@ class DialectParser:
                 return (ContentDelta(text),)
             if self.state is State.THINKING:
                 return (ReasoningDelta(text),)
+        return self._push(text)
+
+    def _push(self, text: str) -> Sequence[Event]:
         self._buffer += text
         self._read(at_end=False)
         return self._take()
@@ -265,8 +269,10 @@ class DialectParser:
         self._arguments.clear()
         self._num_calls += 1
         self._enter(State.CONTENT)
-        if stray := "".join(reader.stray):
+        lines = map(str.strip, "".join(reader.stray).split("\n"))
+        if stray := "\n".join(filter(None, lines)):
             self._say(stray)
+            self._said = False  # blanks after it belong to the block
 
     def _enter(self, state: State) -> None:
         self.state = state

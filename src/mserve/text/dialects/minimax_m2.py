@@ -7,10 +7,10 @@ closing tag can only be told from its end by what follows:
 
 - in a block that a real marker opened, only a real one closes it, whatever the text spells;
 - ``</parameter>`` ends a value if then comes a parameter that the schema admits and that has not
-  been given yet, or ``</invoke>`` and after it the block's end or another known tool's call;
-- and a value that is JSON does not end within a JSON string.
+  been given yet, or ``</invoke>`` and after it the block's end or another known tool's call.
 
-Everything else is part of the value, and the call says so in its problems.
+Everything else is part of the value, and the call says so in its problems. JSON needs no rule of
+its own: in its strings the quotes of a next parameter would be escaped.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ class ParameterReader:
         self._block_closes = forms[:1] if call.is_real else forms
         self._real_close = forms[0]
         self._between = _BETWEEN_REAL if call.is_real else _BETWEEN_ANY
-        self._within = _WITHIN_REAL if call.is_real else _WITHIN_ANY
         self._view = call.tools.arguments_of(call.tool)
         self._seen: set[str] = set()
         self._name = ""
@@ -62,7 +61,7 @@ class ParameterReader:
     def push(self, text: str) -> str:
         if self._buffer:
             self._buffer += text
-        elif self._in_value and self._within.search(text) is None:
+        elif self._in_value and _WITHIN.search(text) is None:
             self._value(text)
             return self._writer.take()
         else:
@@ -74,7 +73,8 @@ class ParameterReader:
         self._read(at_end=True)
         if not self.done:
             if self._in_value:
-                self._value(self._buffer)
+                if self._leaf is None or self._leaf.is_string:
+                    self._value(self._buffer)  # looked like a tag, and the answer ended
                 self._end_value()
             self._writer.close()
         return self._writer.take()
@@ -91,8 +91,7 @@ class ParameterReader:
         """Up to the next parameter or the call's end. True: more text is needed."""
         found = self._between.search(self._buffer)
         text = self._buffer if found is None else self._buffer[: found.start()]
-        if text.strip():
-            self.stray.append(self._shown(text))
+        self.stray.append(self._shown(text))
         self._buffer = self._buffer[len(text) :]
         if found is None:
             return False
@@ -131,7 +130,7 @@ class ParameterReader:
 
     def _read_value(self, at_end: bool) -> bool:
         """Up to what may be the value's end. True: more text is needed."""
-        found = self._within.search(self._buffer)
+        found = _WITHIN.search(self._buffer)
         text = self._buffer if found is None else self._buffer[: found.start()]
         self._value(text)
         self._buffer = self._buffer[len(text) :]
@@ -163,21 +162,21 @@ class ParameterReader:
         if tag == self._real_close:
             return _Verdict.CLOSES
         if tag == _CLOSE:
-            if self._leaf is not None and not self._leaf.may_end():
-                return _Verdict.TEXT
-            verdict = self._judge_follower(after, at_end)
+            verdict = self._judge_follower(after)
         elif tag == dialect.call_close:
-            verdict = self._after_call(after, at_end)
+            verdict = self._after_call(after)
         else:
             return _Verdict.TEXT
-        return _Verdict.CLOSES if verdict is _Verdict.UNKNOWN and at_end else verdict
+        if verdict is _Verdict.UNKNOWN and at_end:
+            return _Verdict.CLOSES if tag == _CLOSE else _Verdict.TEXT
+        return verdict
 
-    def _judge_follower(self, after: str, at_end: bool) -> _Verdict:
+    def _judge_follower(self, after: str) -> _Verdict:
         dialect = self._call.dialect
         if after.startswith(_OPEN):
             return self._judge_name(after)
         if after.startswith(dialect.call_close):
-            return self._after_call(after[len(dialect.call_close) :].lstrip(), at_end)
+            return self._after_call(after[len(dialect.call_close) :].lstrip())
         if after.startswith(self._block_closes):
             return _Verdict.CLOSES
         if after.startswith(dialect.call_open):
@@ -204,7 +203,7 @@ class ParameterReader:
         tools = self._call.tools
         return _Verdict.CLOSES if name in tools or not len(tools) else _Verdict.TEXT
 
-    def _after_call(self, after: str, at_end: bool) -> _Verdict:
+    def _after_call(self, after: str) -> _Verdict:
         dialect = self._call.dialect
         if after.startswith(self._block_closes):
             return _Verdict.CLOSES
@@ -272,5 +271,4 @@ _TAGS_BETWEEN = (_OPEN, M2.call_close, M2.call_open, _REAL_CLOSE)
 _TAGS_WITHIN = (_CLOSE, M2.call_close, _REAL_CLOSE)
 _BETWEEN_REAL = search_pattern(_TAGS_BETWEEN)
 _BETWEEN_ANY = search_pattern((*_TAGS_BETWEEN, _SPELLED_CLOSE))
-_WITHIN_REAL = search_pattern(_TAGS_WITHIN)
-_WITHIN_ANY = _WITHIN_REAL  # a spelled end of the block alone does not end a value
+_WITHIN = search_pattern(_TAGS_WITHIN)  # a spelled end of the block alone ends no value

@@ -50,9 +50,7 @@ class ElementReader:
         self.problems: list[str] = []
         self._dialect = call.dialect
         self._writer = JsonWriter()
-        marks = call.dialect.spellings.both(MARK)
         self._pattern = _REAL if call.is_real else _ANY
-        self._real_mark = marks[0]
         self._buffer = ""
         root = _Element("", call.tools.arguments_of(call.tool))
         root.state = "object"
@@ -71,9 +69,9 @@ class ElementReader:
         return self._writer.take()
 
     def finish(self) -> str:
-        if not self._buffer.startswith(self._real_mark):
-            self._text(self._buffer)  # no more than part of a spelled tag
-        self._buffer = ""
+        if self._stack[-1].state == "leaf" and not self._pattern.match(self._buffer + "\0"):
+            self._text(self._buffer)  # looked like a mark, and the answer ended
+        self._buffer = ""  # a tag cut off is no text
         self._close_all()
         return self._writer.take()
 
@@ -158,7 +156,7 @@ class ElementReader:
             element.text += text
             if element.text.strip():
                 self._become_leaf(element)
-        elif element.state == "skipped" or text.strip():
+        else:
             self.stray.append(text)
 
     def _become_leaf(self, element: _Element) -> None:

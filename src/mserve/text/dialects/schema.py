@@ -7,6 +7,7 @@ over; a schema is never refused. Knows JSON Schema. Does not know any wire form 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -15,6 +16,7 @@ Kind: TypeAlias = Literal["string", "integer", "number", "boolean", "null", "obj
 
 _KINDS: Final = ("string", "integer", "number", "boolean", "null", "object", "array")
 _MAX_ALTERNATIVES = 64
+_COMBINERS: Final = frozenset({"anyOf", "oneOf", "allOf"})
 _CONSTANT_KEYWORDS: Final = frozenset({"const", "enum"})
 _IMPLIED_BY: Final[dict[str, Kind]] = {
     "properties": "object",
@@ -169,41 +171,49 @@ def view_of(schema: object) -> SchemaView:
 
 def _view(root: object, schemas: Sequence[object]) -> SchemaView:
     alternatives: list[Plain] = []
+    opening = _Opening(root)
     for schema in schemas:
-        alternatives += _opened(root, schema, frozenset())
+        alternatives += opening.alternatives(schema, depth=0)
     if not alternatives:
         return ANY
     return SchemaView(root, alternatives[:_MAX_ALTERNATIVES])
 
 
-def _opened(root: object, schema: object, seen: frozenset[str]) -> list[Plain]:
-    """``schema`` as alternatives without ``$ref``, ``anyOf``, ``oneOf`` or ``allOf``."""
-    if not isinstance(schema, dict):
-        return [{}]
-    reference = schema.get("$ref")
-    if isinstance(reference, str):
-        if reference in seen:  # refers to itself and to nothing else: says nothing
+class _Opening:
+    """Takes ``$ref``, ``anyOf``, ``oneOf`` and ``allOf`` apart. Schemas come from requests: one
+    that refers in circles, or unfolds without end, says nothing where the bounds are reached."""
+
+    def __init__(self, root: object) -> None:
+        self._root = root
+        self._steps_left = 512
+
+    def alternatives(self, schema: object, depth: int) -> list[Plain]:
+        self._steps_left -= 1
+        if not isinstance(schema, dict) or depth > 32 or self._steps_left < 0:
             return [{}]
-        target = _opened(root, _resolve(root, reference), seen | {reference})
-        rest = {name: value for name, value in schema.items() if name != "$ref"}
-        return [{**plain, **rest} for plain in target] if rest else target
-    union = schema.get("anyOf") or schema.get("oneOf")
-    parts = schema.get("allOf")
-    own = {name: value for name, value in schema.items() if name not in ("anyOf", "oneOf", "allOf")}
-    opened: list[Plain] = [own]
-    for part in parts if isinstance(parts, list) else []:
-        opened = _both(opened, _opened(root, part, seen))
-    if isinstance(union, list):
-        branches = [plain for branch in union for plain in _opened(root, branch, seen)]
-        opened = _both(opened, branches)
-    if schema.get("nullable") is True:
-        opened = [*opened, {"type": "null"}]
-    return opened[:_MAX_ALTERNATIVES]
+        reference = schema.get("$ref")
+        if isinstance(reference, str):
+            target = self.alternatives(_resolve(self._root, reference), depth + 1)
+            rest = {name: value for name, value in schema.items() if name != "$ref"}
+            return [{**plain, **rest} for plain in target] if rest else target
+        opened: list[Plain] = [
+            {name: value for name, value in schema.items() if name not in _COMBINERS}
+        ]
+        parts, union = schema.get("allOf"), schema.get("anyOf") or schema.get("oneOf")
+        for part in parts if isinstance(parts, list) else []:
+            opened = _both(opened, self.alternatives(part, depth + 1))
+        if isinstance(union, list):
+            branches = [self.alternatives(branch, depth + 1) for branch in union]
+            opened = _both(opened, [plain for branch in branches for plain in branch])
+        if schema.get("nullable") is True:
+            opened = [*opened, {"type": "null"}]
+        return opened[:_MAX_ALTERNATIVES]
 
 
 def _both(these: Sequence[Plain], those: Sequence[Plain]) -> list[Plain]:
     """Every pair that can hold together; what both say about properties is put together."""
-    return [_joined(one, other) for other in those for one in these][:_MAX_ALTERNATIVES]
+    pairs = ((one, other) for other in those for one in these)
+    return [_joined(one, other) for one, other in itertools.islice(pairs, _MAX_ALTERNATIVES)]
 
 
 def _joined(one: Plain, other: Plain) -> Plain:

@@ -14,15 +14,13 @@ Knows schemas and JSON. Does not know where a value ends (the dialects do).
 from __future__ import annotations
 
 import json
-import re
 from typing import Any, Final
 
-from mserve.text.dialects.json_text import JsonReader, JsonWriter, atom, escape
+from mserve.text.dialects.json_text import JsonReader, JsonWriter, atom, begins_number, escape
 from mserve.text.dialects.schema import Kind, SchemaView
 
 _CONTAINERS: Final = frozenset({"object", "array"})
 _UNTYPED: Final[tuple[Kind, ...]] = ("number", "boolean", "null", "object", "array", "string")
-_NUMBER_BEGUN: Final = re.compile(r"-?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d*)?)?")
 
 
 class Leaf:
@@ -32,7 +30,7 @@ class Leaf:
         self._view = view
         self._writer = writer
         self._kinds = view.kinds or _UNTYPED
-        self._text = ""  # held until its kind is known
+        self._held: list[str] = []  # until its kind is known
         self._json: JsonReader | None = None
         self._probe: JsonReader | None = None  # reads along while the text is held
         self._is_string = self._kinds[0] == "string" and _all_strings(view.constants)
@@ -51,14 +49,8 @@ class Leaf:
         elif self._json is not None:
             self._writer.raw(self._json.push(text))
         else:
-            self._text += text
+            self._held.append(text)
             self._decide(text)
-
-    def may_end(self) -> bool:
-        """Whether the text so far is a value in itself."""
-        if self._json is not None:
-            return self._json.done or self._json.broken
-        return self._is_string or self._probe is None or self._probe.done
 
     def finish(self) -> bool:
         """The value has ended. False if it is not what the schema asks for."""
@@ -70,35 +62,39 @@ class Leaf:
             self._writer.raw(self._json.finish())
             self.rest = self._json.rest.strip()
             return whole and not self.rest
-        value, fits = convert(self._text, self._view)
+        value, fits = convert("".join(self._held), self._view)
         self._writer.raw(value)
         return fits
 
     def _decide(self, new: str) -> None:
         """Stop holding the text as soon as one kind is left."""
-        text = self._text.lstrip()
         if self._probe is not None:
             self._probe.push(new)
-        elif text and text[0] in "{[":
-            self._probe = JsonReader()
-            start = self._probe.push(text)
-            if _CONTAINERS.issuperset(self._kinds):
-                self._json, self._text = self._probe, ""
-                self._writer.raw(start)
+            if not self._probe.broken:
                 return
-        if text and "string" in self._kinds and not self._may_be_other_than_string():
+        text = "".join(self._held)
+        self._held = [text]
+        if not text.strip():
+            return
+        if self._probe is None and text.lstrip()[0] in "{[":
+            self._probe = JsonReader()
+            begun = self._probe.push(text)
+            if _CONTAINERS.issuperset(self._kinds):
+                self._json = self._probe
+                self._writer.raw(begun)
+                return
+        if "string" in self._kinds and not self._may_be_other_than_string(text):
             self._is_string = True
             self._writer.open_string()
-            self._writer.characters(self._text)
+            self._writer.characters(text)
 
-    def _may_be_other_than_string(self) -> bool:
-        text = self._text
+    def _may_be_other_than_string(self, text: str) -> bool:
         if self._view.constants is not None:
             return any(_rendered(value).startswith(text) for value in self._view.constants)
         for kind in self._kinds[: self._kinds.index("string")]:
             match kind:
                 case "integer" | "number":
-                    begun = _NUMBER_BEGUN.fullmatch(text) is not None
+                    begun = begins_number(text)
                 case "boolean":
                     begun = "true".startswith(text) or "false".startswith(text)
                 case "null":
