@@ -51,6 +51,7 @@ def text_tools(arch: str) -> TextTools:
         GenerationDefaults(),
         dialect,
         marker_ids(dialect, tokenizer),
+        tuple(tokenizer.encode(EOS, add_special_tokens=False)),
     )
 
 
@@ -145,7 +146,10 @@ class InProcess:
             self.service.client.attach(self.engine)
             transport = httpx.ASGITransport(create_app(self.service))
             async with httpx.AsyncClient(transport=transport, base_url="http://mserve") as client:
-                return await conversation(client)
+                try:
+                    return await conversation(client)
+                finally:
+                    self.service.close()
 
         return asyncio.run(run())
 
