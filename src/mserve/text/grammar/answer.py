@@ -17,7 +17,7 @@ import msgspec
 
 from mserve.core import RequestError
 from mserve.matcher import from_ebnf, literal, regex_body
-from mserve.text.grammar.bare import JSON_STYLE
+from mserve.text.grammar.bare import COMPACT_STYLE, JSON_STYLE
 from mserve.text.grammar.rules import Rules
 from mserve.text.grammar.schema import clean, refused
 
@@ -101,31 +101,20 @@ def _of_structured_outputs(asked: Mapping[str, Any]) -> AnswerGrammar | None:
         case "choice":
             return _lark(_choice(value, param), param)
         case "regex":
-            return _lark(f"start: T\nT: /{_regex(_text(value, param))}/\n", param)
+            return _lark(f"start: T\nT: /{regex_body(_text(value, param))}/\n", param)
         case _:
             return _lark(from_ebnf(_text(value, param)), param)
 
 
 def _json(schema: object, param: str, *, compact: bool = False) -> AnswerGrammar:
     cleaned = clean(schema, param)
-    style: dict[str, Any] = dict(JSON_STYLE)
-    if compact:
-        style = {"whitespace_flexible": False, "coerce_one_of": True}
+    style = COMPACT_STYLE if compact else JSON_STYLE
     grammar = {"json_schema": {**cleaned.schema, "x-guidance": style}}
     return AnswerGrammar(grammar, param, cleaned.passed_over)
 
 
 def _lark(text: str, param: str) -> AnswerGrammar:
     return AnswerGrammar({"lark_grammar": text}, param)
-
-
-def _regex(regex: str) -> str:
-    """The whole answer matches, so anchors say nothing; the library knows none but the outer."""
-    return regex_body(f"(?:{regex.removeprefix('^').removesuffix('$')})" if _bare(regex) else regex)
-
-
-def _bare(regex: str) -> bool:
-    return not regex.endswith("\\$") and "|" not in regex
 
 
 def _choice(choices: Any, param: str) -> str:

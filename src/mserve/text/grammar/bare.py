@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +28,7 @@ JSON_STYLE: Final = {
     "whitespace_pattern": r"[ \t]{0,4}|\r?\n[ \t]{0,128}",
     "coerce_one_of": True,
 }
+COMPACT_STYLE: Final = {"whitespace_flexible": False, "coerce_one_of": True}
 _CONTAINERS: Final = frozenset(("object", "array"))
 _UNLIKE_JSON: Final = (
     r"/[^\s\-0-9\[{](?s:.*)/",
@@ -68,15 +69,23 @@ class BareValues:
             else:
                 if "string" in one.kinds:
                     found.append(self._string(one.plain, read_as_string=is_string))
-                others = [kind for kind in one.kinds if kind in json_kinds]
-                if others and not is_string:
-                    found.append(self.json({**one.plain, "type": others}))
+                others = [kind for kind in one.kinds if kind in json_kinds and kind != "string"]
+                if not is_string:
+                    found += self._not_strings(one.plain, others)
         return found
 
-    def json(self, schema: Mapping[str, Any]) -> str:
+    def json(self, schema: Mapping[str, Any], style: Mapping[str, Any] = JSON_STYLE) -> str:
+        """JSON text of any kind that ``schema`` allows."""
         if "$ref" in json.dumps(schema):
             schema = {**_moved(schema), "x-root": _moved(self._root)}
-        return f"{inline_schema({'x-guidance': JSON_STYLE, **schema})} {self._stop.written}"
+        return f"{inline_schema({'x-guidance': style, **schema})} {self._stop.written}"
+
+    def _not_strings(self, plain: Mapping[str, Any], kinds: Sequence[Kind]) -> Iterator[str]:
+        """Blanks only within lists and objects: beside a scalar they could make it a string."""
+        for is_container, style in ((False, COMPACT_STYLE), (True, JSON_STYLE)):
+            some = [kind for kind in kinds if (kind in _CONTAINERS) is is_container]
+            if some:
+                yield self.json({**plain, "type": some}, style)
 
     def _constants(self, one: SchemaView, parse: SchemaView, is_string: bool) -> list[str]:
         found = []

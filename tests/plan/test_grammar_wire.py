@@ -1,0 +1,101 @@
+"""Whatever a model writes under a constraint keeps to the schema, once the front end has read it.
+
+The oracle is jsonschema. The model knows only the mask.
+"""
+
+import json
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from grammar_cases import ARGUMENTS, SCHEMAS, Writer, family
+from mserve.core import RequestError
+from mserve.text import CallFinished, CallStarted, ContentDelta, ReasoningDelta
+from mserve.text.dialects import Start
+from mserve.text.grammar import NamedTool, Tool, constraint_for
+
+PLACES = [
+    ("m2", Start.THINKING),
+    ("m3", Start.THINKING),
+    ("m3", Start.CONTENT),
+    ("m3", Start.EITHER),
+]
+examples = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=60,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+
+def constrained(who, start, **asked):
+    """``None`` where nothing can be written: that is refused, and so never sampled."""
+    try:
+        return constraint_for(who.dialect, who.marker_ids, start, **asked)
+    except RequestError as error:
+        assert error.code == "invalid_schema"
+        return None
+
+
+def written(who, constraint, seed, patience=60):
+    try:
+        return Writer(who, seed, patience).write(constraint)
+    except RequestError as error:
+        assert error.code == "invalid_schema"  # the checker would have refused it
+        return None
+
+
+def content_of(events):
+    return "".join(event.text for event in events if isinstance(event, ContentDelta))
+
+
+def calls_of(events):
+    names = [event.name for event in events if isinstance(event, CallStarted)]
+    ends = [event for event in events if isinstance(event, CallFinished)]
+    assert len(names) == len(ends)
+    return list(zip(names, ends, strict=True))
+
+
+@pytest.mark.parametrize(("name", "start"), PLACES)
+@examples
+@given(schema=SCHEMAS, seed=st.integers(0, 1 << 30))
+def test_answers_keep_to_their_schema(name, start, schema, seed):
+    who = family(name)
+    asked = {"type": "json_schema", "json_schema": {"schema": schema}}
+    found = constrained(who, start, response_format=asked)
+    token_ids = found and written(who, found.constraint, seed)
+    if not token_ids:
+        return
+    events = who.events(token_ids, start)
+    jsonschema.validate(json.loads(content_of(events)), schema)
+
+
+@pytest.mark.parametrize(("name", "start"), PLACES)
+@examples
+@given(arguments=ARGUMENTS, seed=st.integers(0, 1 << 30), choice=st.integers(0, 2))
+def test_calls_keep_to_their_schema(name, start, arguments, seed, choice):
+    who = family(name)
+    tools = [Tool("get-it", arguments), Tool("noop")]
+    tool_choice = ["required", NamedTool("get-it"), NamedTool("noop")][choice]
+    found = constrained(
+        who, start, tools=tools, tool_choice=tool_choice, parallel_tool_calls=seed % 2 == 0
+    )
+    token_ids = found and written(who, found.constraint, seed)
+    if not token_ids:
+        return
+    events = who.events(token_ids, start, tools)
+    calls = calls_of(events)
+    assert calls and (seed % 2 == 0 or len(calls) == 1)
+    assert not content_of(events).strip()
+    for called, end in calls:
+        assert not end.incomplete
+        # A JSON string may spell a closing tag; that it was told apart is worth a note.
+        assert all(problem.endswith(" holds </parameter>") for problem in end.problems)
+        if isinstance(tool_choice, NamedTool):
+            assert called == tool_choice.name
+        values = json.loads(end.arguments)
+        jsonschema.validate(values, arguments if called == "get-it" else {"maxProperties": 0})
