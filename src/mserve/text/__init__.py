@@ -1,4 +1,4 @@
-"""Between strings and token ids: messages, template, tokenizer; detokenizer, stop strings, dialects."""
+"""Between strings and token ids: messages, template, tokenizer, stop strings, dialects."""
 
 from mserve.text.answer import Answer, AnswerPiece, OutputParser, PlainParser
 from mserve.text.detokenize import Detokenizer
