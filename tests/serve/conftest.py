@@ -19,6 +19,7 @@ import tokenizers.decoders
 import tokenizers.models
 import tokenizers.pre_tokenizers
 import tokenizers.processors
+from in_process import close_grammars
 
 EOS = 256
 TEMPLATE = (
@@ -58,6 +59,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         json.dumps({"temperature": 1.0, "top_p": 0.95, "eos_token_id": EOS})
     )
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_of_grammar_processes() -> Iterator[None]:
+    yield
+    close_grammars()
 
 
 class Server:

@@ -20,6 +20,7 @@ from mserve.text import (
     marker_ids,
     of_family,
 )
+from mserve.text.grammar import GrammarChecker, vocabulary_facts
 from mserve.toy.tokenizer import chat_template, tokenizer_json
 from mserve.wire import Abort, EngineStats, FromEngine, Outputs, Ready, Submit, ToEngine
 
@@ -50,7 +51,27 @@ def text_tools(arch: str) -> TextTools:
         SamplingParams(),
         dialect,
         marker_ids(dialect, tokenizer),
+        tuple(tokenizer.encode(EOS, add_special_tokens=False)),
     )
+
+
+@functools.cache
+def grammars(arch: str) -> GrammarChecker:
+    """One for all applications: its processes take a second to start."""
+    text = text_tools(arch)
+    assert text.dialect is not None
+    checker = GrammarChecker(vocabulary_facts(text.tokenizer, text.dialect, text.eos_token_ids))
+    _CHECKERS.append(checker)
+    return checker
+
+
+def close_grammars() -> None:
+    while _CHECKERS:
+        _CHECKERS.pop().close()
+    grammars.cache_clear()
+
+
+_CHECKERS: list[GrammarChecker] = []
 
 
 class ScriptedEngine:
@@ -127,6 +148,7 @@ class InProcess:
     def __init__(self, arch: str, reply: str = "", *, spelled: bool = False, **engine: Any) -> None:
         """``reply``: what the model writes before eos. ``spelled``: character by character, so
         that no marker is a token of its own."""
+        self.arch = arch
         self.text = text_tools(arch)
         encode = self.text.tokenizer.encode
         pieces = [chr(byte) for byte in reply.encode()] if spelled else [reply]
@@ -141,6 +163,7 @@ class InProcess:
         async def run() -> T:
             config = ServerConfig(served_model_names=(MODEL,), **self.config)
             self.service = Service(config, self.text)
+            self.service.__dict__["grammars"] = grammars(self.arch)  # instead of its own
             self.service.client.attach(self.engine)
             transport = httpx.ASGITransport(create_app(self.service))
             async with httpx.AsyncClient(transport=transport, base_url="http://mserve") as client:

@@ -174,10 +174,14 @@ def test_tools_that_nobody_here_runs_are_passed_over() -> None:
     assert '"name": "get_weather"' in server.prompt
 
 
-def test_no_choice_of_tool_hides_the_tools() -> None:
+def test_no_choice_of_tool_keeps_the_prompt_and_forbids_the_call() -> None:
     server = InProcess("m3", "Yes.")
+    post(server, tools=TOOLS)
     post(server, tools=TOOLS, tool_choice="none")
-    assert "get_weather" not in server.prompt
+    free, bound = server.engine.requests
+    assert free.prompt_token_ids == bound.prompt_token_ids
+    assert free.sampling.constraint is None
+    assert bound.sampling.constraint is not None
 
 
 @pytest.mark.parametrize(

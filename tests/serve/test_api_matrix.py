@@ -279,6 +279,31 @@ def test_no_tools(mode: str, api: str, stream: bool) -> None:
     assert answer == Told(thought, "Yes.\n  It is. é", [], "stop")
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("mode", MODES)
+def test_schema(mode: str, api: str, stream: bool) -> None:
+    """The format is asked of the engine, holds for the content alone, and leaves calls possible."""
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    form = {"name": "place", "schema": schema, "strict": True}
+    fields: dict[str, Any] = {
+        "chat": {"response_format": {"type": "json_schema", "json_schema": form}},
+        "responses": {"text": {"format": {"type": "json_schema", **form}}},
+        "messages": {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
+    }[api]
+    think = thinking(mode, "Hm.")
+    written = '{"city": "Oslo"}'
+    for tools in (False, True):
+        server = InProcess("m2" if mode == "m2" else "m3", think + written)
+        body = request_body(api, mode, choice="auto", tools=tools, stream=stream)
+        answer = told(api, server.post(PATHS[api], body | fields), stream=stream)
+        assert answer == Told("Hm." if think else "", written, [], "stop")
+        constraint = server.engine.requests[0].sampling.constraint
+        assert constraint is not None
+        thinks_first = bool(constraint.after) and "think" in constraint.after[0].ends_with
+        assert thinks_first == (mode != "disabled")
+
+
 @pytest.mark.parametrize("api", APIS)
 def test_markup_without_tools_is_text(api: str) -> None:
     """Nothing may be called, so nothing is: what the model wrote is shown as it is."""

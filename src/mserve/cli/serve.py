@@ -317,7 +317,7 @@ def serve(
     spec = open_checkpoint(checkpoint).spec
     check_fits(spec, engine, read_machine())
     dialect = choose_dialect(spec.family, tool_call_parser, reasoning_parser)
-    text = load_text_tools(checkpoint, chat_template, dialect)
+    text = load_text_tools(checkpoint, chat_template, dialect, spec.eos_token_ids)
     config = ServerConfig(
         served_model_names=tuple(served_model_name or [checkpoint.resolve().name]),
         host=host,

@@ -30,10 +30,12 @@ from mserve.text import (
     Start,
     ThinkingPlan,
     Tools,
+    grammar,
     normalised,
     plan_thinking,
     with_stable_prefix,
 )
+from mserve.text.grammar import Constrained, NamedTool, constraint_for
 from mserve.wire import Ready
 
 
@@ -97,24 +99,30 @@ async def prepare(service: Service, ready: Ready, turn: Turn) -> Prepared:
             param="tools",
             code="unsupported_parameter",
         )
-    _check_text_format(turn)
     plan = plan_thinking(
         text.dialect, turn.thinking, turn.template_variables, default=turn.thinking_default
     )
-    sampling, warnings = turn.sampling, [*plan.warnings, *_unenforced(turn)]
+    sampling, warnings = turn.sampling, list(plan.warnings)
     if plan.budget is not None:
-        budget = _budget(text, plan, ready)
+        budget = _budget(text, plan)
         if budget is None:
             warnings.append(
                 "the thinking budget has no effect: this vocabulary has no think tokens"
             )
         sampling = msgspec.structs.replace(sampling, thinking_budget=budget)
+    ignored = [*turn.notes, *_ignored_variables(text, turn)]
+    constrained = _constraint(text, turn, plan.start)
+    if constrained is not None:
+        await service.grammars.check(constrained)
+        sampling = msgspec.structs.replace(sampling, constraint=constrained.constraint)
+        ignored += constrained.passed_over
+    sampling.validate(ready.vocab_size)
     return Prepared(
         turn=turn,
         prompt=await _prompt(service, ready, turn, plan),
         sampling=sampling,
         start=plan.start,
-        ignored=(*turn.notes, *_ignored_variables(text, turn)),
+        ignored=tuple(ignored),
         warnings=tuple(warnings),
     )
 
@@ -129,7 +137,8 @@ async def _prompt(service: Service, ready: Ready, turn: Turn, plan: ThinkingPlan
         text,
         ready,
         messages if kept is None else kept.messages,
-        tools=[tool.for_template() for tool in turn.tools] if _shows_tools(turn) else None,
+        # Also where none may be called: without them the prompt would begin differently.
+        tools=[tool.for_template() for tool in turn.tools] or None,
         add_generation_prompt=turn.add_generation_prompt,
         variables=plan.variables,
         add_special_tokens=turn.add_special_tokens,
@@ -137,7 +146,7 @@ async def _prompt(service: Service, ready: Ready, turn: Turn, plan: ThinkingPlan
     )
 
 
-def _budget(text: TextTools, plan: ThinkingPlan, ready: Ready) -> ThinkingBudget | None:
+def _budget(text: TextTools, plan: ThinkingPlan) -> ThinkingBudget | None:
     """``None`` where thinking has no markers that are tokens."""
     assert plan.budget is not None
     ids = {marker: token_id for token_id, marker in text.marker_ids.items()}
@@ -159,20 +168,29 @@ def _ignored_variables(text: TextTools, turn: Turn) -> list[str]:
     return ignored_variables(text, others)
 
 
-def _check_text_format(turn: Turn) -> None:
-    if not turn.text_format.is_free:
-        name = "structured_outputs" if turn.text_format.structured_outputs else "response_format"
-        raise RequestError(f"{name} is not supported", param=name, code="unsupported_parameter")
-
-
-def _unenforced(turn: Turn) -> tuple[str, ...]:
-    if turn.tool_choice.mode in ("required", "named"):
-        return ("tool_choice is not enforced: the model may answer without a call",)
-    return ()
-
-
-def _shows_tools(turn: Turn) -> bool:
-    return bool(turn.tools) and turn.tool_choice.mode != "none"
+def _constraint(text: TextTools, turn: Turn, start: Start) -> Constrained | None:
+    """What the answer must follow. ``None``: it is free, or this prompt does not ask for one."""
+    form = turn.text_format
+    if text.dialect is None:
+        if form.is_free:
+            return None
+        name = "structured_outputs" if form.structured_outputs else "response_format"
+        raise RequestError(
+            f"{name} needs a known form of thinking: start the server with --reasoning-parser",
+            param=name,
+            code="unsupported_parameter",
+        )
+    choice = turn.tool_choice
+    return constraint_for(
+        text.dialect,
+        text.marker_ids,
+        start,
+        response_format=form.response_format,
+        structured_outputs=form.structured_outputs,
+        tools=[grammar.Tool(tool.name, tool.parameters, tool.strict) for tool in turn.tools],
+        tool_choice=NamedTool(choice.name or "") if choice.mode == "named" else choice.mode,
+        parallel_tool_calls=turn.parallel_tool_calls,
+    )
 
 
 def _new_call_id(prefix: str) -> str:

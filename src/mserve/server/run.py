@@ -87,6 +87,7 @@ class _Run:
             await self._supervisor.stop()
             self._server.should_exit = True
             await serving
+            self._service.close()
         await supervising
 
     def _on_signal(self) -> None:

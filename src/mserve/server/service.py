@@ -6,6 +6,7 @@ Knows whether work may be admitted. Does not know HTTP.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Coroutine, Sequence
@@ -29,6 +30,7 @@ from mserve.text import (
     load_tokenizer,
     marker_ids,
 )
+from mserve.text.grammar import GrammarChecker, vocabulary_facts
 from mserve.wire import (
     EngineClient,
     EngineStats,
@@ -70,12 +72,17 @@ class TextTools(msgspec.Struct, frozen=True):
     dialect: Dialect | None = None
     """How it writes thinking and calls; ``None``: not known, and all it writes is content."""
     marker_ids: dict[int, str] = {}
+    eos_token_ids: tuple[int, ...] = ()
 
 
 def load_text_tools(
-    checkpoint: Path, chat_template: Path | None = None, dialect: Dialect | None = None
+    checkpoint: Path,
+    chat_template: Path | None = None,
+    dialect: Dialect | None = None,
+    eos_token_ids: Sequence[int] = (),
 ) -> TextTools:
-    """Raises ``CheckpointError`` for what is there and cannot be used."""
+    """``eos_token_ids``: as the model's spec has them. Raises ``CheckpointError`` for what is
+    there and cannot be used."""
     tokenizer = load_tokenizer(checkpoint)
     return TextTools(
         tokenizer,
@@ -83,6 +90,7 @@ def load_text_tools(
         read_sampling_defaults(checkpoint),
         dialect,
         {} if dialect is None else marker_ids(dialect, tokenizer),
+        tuple(eos_token_ids),
     )
 
 
@@ -123,6 +131,18 @@ class Service:
             code = "engine_restarting" if self.client.status.phase is Phase.RESTARTING else None
             raise NotReadyError(not_ready_message(self.client.status), code=code)
         return ready
+
+    @functools.cached_property
+    def grammars(self) -> GrammarChecker:
+        """Made with the first request that needs it: most servers see none."""
+        text = self.text
+        assert text.dialect is not None
+        return GrammarChecker(vocabulary_facts(text.tokenizer, text.dialect, text.eos_token_ids))
+
+    def close(self) -> None:
+        """End the processes that this service has started."""
+        if "grammars" in self.__dict__:
+            self.grammars.close()
 
     def note_prompt(self, request_id: str, token_ids: Sequence[int]) -> None:
         """Say where this prompt left an earlier one, to those who watch."""

@@ -11,6 +11,7 @@ with the same limits. Knows processes and time. Does not know grammars.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -71,9 +72,11 @@ class GrammarChecker:
 
     def close(self) -> None:
         """End the workers. Whoever still waits for one is told that it is gone."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._workers:
             worker.kill()
+        self._threads.shutdown(cancel_futures=True)  # at once: their workers are gone
+        for worker in self._workers:
+            worker.discard()
 
     def _try(self, facts: VocabularyFacts, grammar: str) -> str:
         """In a thread with a worker of its own."""
@@ -110,6 +113,14 @@ class _Worker:
         self.gone = True
         self._process.kill()
 
+    def discard(self) -> None:
+        """Killed, and nobody talks to it any more."""
+        self.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                _pipe(pipe).close()
+
     def _exchanged(self, frame: bytes, timeout_s: float) -> bytes | None:
         """The reply, or ``None`` if there was none in time; the process is gone then."""
         alarm = threading.Timer(timeout_s, self.kill)
@@ -122,13 +133,7 @@ class _Worker:
         finally:
             alarm.cancel()
         if reply is None:
-            self.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                try:
-                    _pipe(pipe).close()
-                except BrokenPipeError:
-                    pass
+            self.discard()
         return reply
 
 
