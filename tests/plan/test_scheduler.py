@@ -229,14 +229,25 @@ def test_an_admission_leaves_a_block_for_those_that_run(prompt: int, admitted: b
 
 
 def test_the_queue_is_bounded() -> None:
-    rig = Rig(max_waiting=2)
+    rig = Rig(max_num_seqs=2, max_waiting=1)
+    for name in "abc":  # at once, before any of them has a row
+        rig.add(name, 5, max_tokens=2)
+    with pytest.raises(QueueFullError, match="3 requests are running or waiting"):
+        rig.add("d", 5)
+    rig.step()
+    with pytest.raises(QueueFullError):
+        rig.add("d", 5)
+    rig.abort("a")
+    rig.add("d", 5)
+
+
+def test_without_a_queue_requests_run_at_once_or_not_at_all() -> None:
+    rig = Rig(max_num_seqs=2, max_waiting=0)
     rig.add("a", 5)
     rig.add("b", 5)
-    with pytest.raises(QueueFullError, match="2 requests are waiting"):
+    with pytest.raises(QueueFullError):
         rig.add("c", 5)
-    rig.step()
-    rig.add("c", 5)
-    assert rig.scheduler.stats().num_waiting == 1
+    assert set(rig.step()) == {"a", "b"}
 
 
 # --- reuse -----------------------------------------------------------------------------------
@@ -521,7 +532,7 @@ def test_one_id_is_one_request_at_a_time() -> None:
         ({"num_blocks": 4}, CapacityError, "640 tokens needs 5 KV blocks, and there are 4"),
         ({"max_num_seqs": 0}, SetupError, "max_num_seqs"),
         ({"max_num_batched_tokens": 0}, SetupError, "max_num_batched_tokens"),
-        ({"max_waiting": 0}, SetupError, "max_waiting"),
+        ({"max_waiting": -1}, SetupError, "max_waiting"),
         ({"max_model_len": 0}, SetupError, "max_model_len"),
     ],
 )

@@ -41,7 +41,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     max_num_seqs: int = 256  # rows: requests that run at once
     max_num_batched_tokens: int = 2048  # tokens per step over all spans
-    max_waiting: int = 1024  # queue bound; beyond it a request is refused, not delayed
+    max_waiting: int = 1024  # beside those that run; one more is refused, not delayed
     policy: Literal["fcfs", "priority"] = "fcfs"
 
 

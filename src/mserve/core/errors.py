@@ -5,7 +5,7 @@
     │   ├── ContextLengthError 400  prompt, or prompt + max_tokens, exceeds the context
     │   └── NotFoundError      404  a model, route or stored object that is not here
     ├── OverloadedError        503  try again later (Retry-After)
-    │   ├── QueueFullError     503  the waiting queue is at its bound
+    │   ├── QueueFullError     503  as many run and wait as may
     │   └── NotReadyError      503  loading, draining or restarting
     ├── EngineError            500  our fault; the request is over, the server lives
     └── SetupError             n/a  bad checkpoint, flag or machine at start: exit code 2

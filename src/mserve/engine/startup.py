@@ -153,7 +153,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
         max_model_len=memory.max_model_len,
         vocab_size=checkpoint.spec.vocab_size,
         num_blocks=memory.num_blocks,
-        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_seqs=memory.max_num_seqs,
         max_waiting=config.scheduler.max_waiting,
         report=[
             *render(memory),

@@ -1,13 +1,13 @@
-"""Those who wait, in the order in which they will be admitted. Bounded.
+"""Those who wait, in the order in which they will be admitted.
 
-Knows order and length. Does not know why the first one cannot run yet (``plan``).
+Knows order and length. Does not know why the first one cannot run yet (``plan``), or how many may
+wait (``scheduler``).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-from mserve.core import QueueFullError
 from mserve.scheduler.live import LiveRequest
 from mserve.scheduler.policy import turn
 
@@ -16,22 +16,14 @@ class WaitingQueue:
     """Sorted by ``policy.turn``. Moves are O(n) memory moves of pointers: at the bounds that make
     sense for a queue, cheaper than any tree."""
 
-    def __init__(self, max_waiting: int) -> None:
-        self.max_waiting = max_waiting
+    def __init__(self) -> None:
         self._waiting: list[LiveRequest] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def check_room(self) -> None:
-        if len(self._waiting) >= self.max_waiting:
-            raise QueueFullError(
-                f"the queue is full: {self.max_waiting} requests are waiting; try again later"
-            )
-
     def put(self, live: LiveRequest) -> None:
-        """Its place follows from its turn. The bound is for arrivals only (``check_room``): a
-        preempted request must never be lost."""
+        """Its place follows from its turn."""
         insort(self._waiting, live, key=turn)
 
     def first(self, count: int) -> list[LiveRequest]:

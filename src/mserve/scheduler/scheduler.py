@@ -24,6 +24,7 @@ from mserve.core import (
     ContextLengthError,
     EngineError,
     FinishReason,
+    QueueFullError,
     Request,
     RequestError,
     RequestOutput,
@@ -75,13 +76,16 @@ class Scheduler:
         self._seeds = Random(seed)
         self._clock = clock
         self._enable_prefix_caching = enable_prefix_caching
-        self._waiting = WaitingQueue(config.max_waiting)
+        self._waiting = WaitingQueue()
         self._rows = RunningRows(
             ledger,
             num_rows=min(config.max_num_seqs, config.max_num_batched_tokens),
             model_id=model_id,
             enable_prefix_caching=enable_prefix_caching,
         )
+        # A bound on all of them, so that a burst into an idle engine may fill the rows as well as
+        # the queue, and the front end can count along.
+        self._max_live = self._rows.num_rows + config.max_waiting
         self._live: dict[str, LiveRequest] = {}
         self._num_arrivals = 0
         self._num_steps = 0
@@ -105,7 +109,7 @@ class Scheduler:
         """Queue ``request``.
 
         Raises:
-            QueueFullError: as many wait as may wait.
+            QueueFullError: as many run and wait as may.
             ContextLengthError: it could not run to its end within the context.
             RequestError: it has no tokens, ids that are no ids, or the id of a live request.
         """
@@ -113,7 +117,8 @@ class Scheduler:
             raise RequestError(f"a request with id {request.request_id!r} is already running")
         max_output_tokens = self._max_output_tokens(request)
         tokens = _packed(request.prompt_token_ids)
-        self._waiting.check_room()
+        if len(self._live) >= self._max_live:
+            raise QueueFullError(f"{len(self._live)} requests are running or waiting; try again")
         sampling = request.sampling
         stop_ids = frozenset(sampling.stop_token_ids)
         live = LiveRequest(
@@ -269,9 +274,9 @@ def _packed(token_ids: list[int]) -> array[int]:
 
 
 def _check_limits(config: SchedulerConfig, ledger: BlockLedger, max_model_len: int) -> None:
-    for name in ("max_num_seqs", "max_num_batched_tokens", "max_waiting"):
-        if getattr(config, name) < 1:
-            raise SetupError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name, least in (("max_num_seqs", 1), ("max_num_batched_tokens", 1), ("max_waiting", 0)):
+        if getattr(config, name) < least:
+            raise SetupError(f"{name} must be at least {least}, got {getattr(config, name)}")
     if max_model_len < 1:
         raise SetupError(f"max_model_len must be at least 1, got {max_model_len}")
     needed = blocks_for(max_model_len)
