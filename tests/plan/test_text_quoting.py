@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from mserve.core import SamplingParams
 from mserve.server.prompts import chat_prompt
-from mserve.server.schema import ChatMessage
 from mserve.server.service import TextTools
 from mserve.text import ByteLevelTokenizer, JinjaChatTemplate
 from mserve.text.quoting import QUOTE, Quoting, unquote
@@ -48,8 +47,7 @@ def texts(draw: st.DrawFn) -> str:
 
 
 def prompt_ids(arch: str, messages: list[dict[str, Any]], **variables: Any) -> list[int]:
-    asked = [ChatMessage(**message) for message in messages]
-    prompt = asyncio.run(chat_prompt(TOOLS[arch], READY, asked, variables=variables))
+    prompt = asyncio.run(chat_prompt(TOOLS[arch], READY, messages, variables=variables))
     return prompt.token_ids
 
 

@@ -132,7 +132,8 @@ async def _prompt(service: Service, ready: Ready, turn: Turn, plan: ThinkingPlan
     messages = normalised(with_stable_prefix(turn.messages, service.config.stable_prefix_rules))
     kept = None
     if service.config.keep_thinking and text.dialect is not None:
-        kept = KeptThinking(messages, text.dialect)
+        quote = partial(text.tokenizer.quote, hidden_only=True)
+        kept = KeptThinking(messages, text.dialect, quote)
     return await chat_prompt(
         text,
         ready,

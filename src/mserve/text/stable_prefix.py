@@ -68,8 +68,15 @@ class KeptThinking:
     placeholder at the beginning of the content, and ``restored`` puts the text in its place.
     """
 
-    def __init__(self, messages: Messages, dialect: Dialect) -> None:
-        """``messages``: ``normalised``. Use ``self.messages`` for rendering."""
+    def __init__(
+        self,
+        messages: Messages,
+        dialect: Dialect,
+        quote: Callable[[str], str] = lambda text: text,
+    ) -> None:
+        """``messages``: ``normalised``. Use ``self.messages`` for rendering. ``quote`` is what
+        keeps the thinking, which meets no template, from spelling control tokens."""
+        self._quote = quote
         self._texts: dict[str, str] = {}
         self._placeholder = _unused("kept", messages)
         last_user = max(
@@ -94,7 +101,7 @@ class KeptThinking:
                 self._texts[placeholder] = (
                     dialect.think_open
                     + dialect.after_think_open
-                    + thinking
+                    + self._quote(thinking)
                     + dialect.before_think_close
                     + dialect.think_close
                     + dialect.after_think_close
