@@ -1,4 +1,4 @@
-"""What the tests of grammars share: a small vocabulary, writers that know only the mask, schemas."""
+"""What tests of grammars share: a small vocabulary, writers that know only masks, schemas."""
 
 import functools
 import random
@@ -69,7 +69,21 @@ class Writer:
     """Writes an answer of which it knows nothing but the mask: at random for ``patience`` tokens,
     then whatever may bring it to an end."""
 
-    NARROW = (b"}", b"]", b"</", b"<", b",", b"1", b"true", b"null", b"false", b'"', b"{", b"[", b":")
+    NARROW = (
+        b"}",
+        b"]",
+        b"</",
+        b"<",
+        b",",
+        b"1",
+        b"true",
+        b"null",
+        b"false",
+        b'"',
+        b"{",
+        b"[",
+        b":",
+    )
     CLOSER = b"</parameter>"
 
     def __init__(self, who, seed, patience=40):
@@ -132,7 +146,11 @@ _SCALARS = st.one_of(
     st.just({"type": "number", "maximum": 10}),
     st.just({"type": "boolean"}),
     st.fixed_dictionaries(
-        {"enum": st.lists(st.one_of(_LETTERS, st.integers(-3, 3), st.none()), min_size=1, max_size=3)}
+        {
+            "enum": st.lists(
+                st.one_of(_LETTERS, st.integers(-3, 3), st.none()), min_size=1, max_size=3
+            )
+        }
     ),
     st.fixed_dictionaries({"const": st.one_of(_LETTERS, st.booleans(), st.integers(0, 5))}),
     st.just({"type": ["string", "null"]}),
@@ -164,9 +182,7 @@ def _containers(values):
             {"type": st.just("array"), "items": values},
             optional={"minItems": st.integers(0, 2), "maxItems": st.integers(2, 3)},
         ),
-        st.fixed_dictionaries(
-            {"type": st.just("object"), "additionalProperties": values}
-        ),
+        st.fixed_dictionaries({"type": st.just("object"), "additionalProperties": values}),
         st.lists(values, min_size=2, max_size=2).map(lambda some: {"anyOf": some}),
         values.map(lambda value: {"anyOf": [value, {"type": "null"}]}),
     )

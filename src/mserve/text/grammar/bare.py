@@ -104,7 +104,9 @@ class BareValues:
             else:
                 text = json.dumps(constant, ensure_ascii=False)
             if self._stop.spelled not in text:
-                found.append(f"{literal(text)} {self._stop.written}" if text else self._stop.written)
+                found.append(
+                    f"{literal(text)} {self._stop.written}" if text else self._stop.written
+                )
         return found
 
     def _string(self, plain: Mapping[str, Any], *, read_as_string: bool) -> str:
@@ -121,7 +123,11 @@ class BareValues:
 
 def _count(plain: Mapping[str, Any]) -> str:
     least, most = plain.get("minLength"), plain.get("maxLength")
-    return "*" if least is None and most is None else f"{{{least or 0},{'' if most is None else most}}}"
+    return (
+        "*"
+        if least is None and most is None
+        else f"{{{least or 0},{'' if most is None else most}}}"
+    )
 
 
 def _found_anywhere(pattern: str) -> str:
@@ -160,7 +166,9 @@ def _moved(schema: Any) -> Any:
     """``schema`` with its references led to where the root stands within another schema."""
     if isinstance(schema, dict):
         return {
-            name: "#/x-root" + part[1:] if name == "$ref" and isinstance(part, str) else _moved(part)
+            name: "#/x-root" + part[1:]
+            if name == "$ref" and isinstance(part, str)
+            else _moved(part)
             for name, part in schema.items()
         }
     return [_moved(part) for part in schema] if isinstance(schema, list) else schema

@@ -11,6 +11,7 @@ with the same limits. Knows processes and time. Does not know grammars.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -71,9 +72,11 @@ class GrammarChecker:
 
     def close(self) -> None:
         """End the workers. Whoever still waits for one is told that it is gone."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._workers:
             worker.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.clear_away()
 
     def _try(self, facts: VocabularyFacts, grammar: str) -> str:
         """In a thread with a worker of its own."""
@@ -107,8 +110,17 @@ class _Worker:
         return reply.decode()
 
     def kill(self) -> None:
+        """From any thread. Whoever waits for a reply hears that there is none."""
         self.gone = True
         self._process.kill()
+
+    def clear_away(self) -> None:
+        """Once nobody waits any more."""
+        self.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                _pipe(pipe).close()
 
     def _exchanged(self, frame: bytes, timeout_s: float) -> bytes | None:
         """The reply, or ``None`` if there was none in time; the process is gone then."""
@@ -122,13 +134,7 @@ class _Worker:
         finally:
             alarm.cancel()
         if reply is None:
-            self.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                try:
-                    _pipe(pipe).close()
-                except BrokenPipeError:
-                    pass
+            self.clear_away()
         return reply
 
 

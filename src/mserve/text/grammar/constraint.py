@@ -121,9 +121,7 @@ def _thinking(
 
 def _without_calls(dialect: Dialect, start: Start, block: CallBlock) -> Constrained:
     """Markers of calls cannot come; text that spells one is text."""
-    content = FreeText(
-        ends_with=block.opening_text, may_end=True, forbidden_ids=block.opening_ids
-    )
+    content = FreeText(ends_with=block.opening_text, may_end=True, forbidden_ids=block.opening_ids)
     after = (*_thinking(dialect, start, block, may_end=True), content)
     return _constrained({"whole": _ANYTHING}, after, "tool_choice", block, None)
 
@@ -132,7 +130,9 @@ def _whole(dialect: Dialect, names: Sequence[str]) -> str:
     """The blanks that the template writes after thinking belong to no answer; models write them."""
     most = len(dialect.after_think_close + dialect.before_block)
     blanks = f"BLANKS: /\\n{{1,{most}}}/\n" if most else ""
-    return f"start: {'BLANKS? ' if most else ''}({' | '.join('@' + name for name in names)})\n{blanks}"
+    return (
+        f"start: {'BLANKS? ' if most else ''}({' | '.join('@' + name for name in names)})\n{blanks}"
+    )
 
 
 def _constrained(
