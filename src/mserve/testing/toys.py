@@ -24,7 +24,7 @@ from mserve.core import (
     SchedulerConfig,
 )
 from mserve.engine import Engine
-from mserve.engine.load import load_runner, use_threads
+from mserve.engine.load import load_runner, load_vocabulary, use_threads
 from mserve.parallel import Groups
 from mserve.scheduler import Scheduler
 from mserve.toy import write_toy
@@ -67,7 +67,8 @@ def greedy(model: transformers.PreTrainedModel, prompt: Sequence[int], count: in
 
 
 class BareEngine:
-    """Scheduler, runner and model without processes, threads or a memory plan."""
+    """Scheduler, runner and model without processes or a memory plan. Nothing but its length ends
+    an output, unless it is to follow grammars, which have an end."""
 
     def __init__(
         self,
@@ -78,21 +79,31 @@ class BareEngine:
         scheduler: SchedulerConfig | None = None,
         cache: CacheConfig | None = None,
         enable_prefix_caching: bool = True,
+        with_grammars: bool = False,
     ) -> None:
+        checkpoint = open_checkpoint(path)
         scheduler = scheduler or SchedulerConfig()
         config = EngineConfig(
             model=ModelConfig(path=str(path)), scheduler=scheduler, cache=cache or CacheConfig()
         )
         device = torch.device("cpu")
-        checkpoint = open_checkpoint(path)
         kernels = use_threads(config, checkpoint, device, torch.get_num_threads())
-        runner = load_runner(checkpoint, config, Groups(), device, num_blocks, kernels)
+        runner = load_runner(
+            checkpoint,
+            config,
+            Groups(),
+            device,
+            num_blocks,
+            kernels,
+            vocabulary=load_vocabulary(checkpoint) if with_grammars else None,
+        )
         ledger = BlockLedger(num_blocks)
         self.engine = Engine(
             Scheduler(
                 scheduler,
                 ledger,
                 max_model_len=max_model_len,
+                eos_token_ids=checkpoint.spec.eos_token_ids if with_grammars else (),
                 enable_prefix_caching=enable_prefix_caching,
             ),
             runner,
