@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -195,11 +194,16 @@ def check_ids(prompts: list[Prompt], vocab_size: int) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise ``SetupError`` now rather than after the work is done."""
-    folder = path.parent
+    folder, part = path.parent, _part(path)
     if not folder.is_dir():
         raise SetupError(f"{folder} is not a folder", hint="make it, or change --output")
-    if not os.access(folder, os.W_OK):
-        raise SetupError(f"{folder} cannot be written to", hint="change --output")
+    try:
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise SetupError(
+            f"{folder} cannot be written to: {error.strerror}", hint="change --output"
+        ) from error
 
 
 def write_completions(path: Path, completions: Sequence[Completion]) -> None:
@@ -213,7 +217,7 @@ def write_completions(path: Path, completions: Sequence[Completion]) -> None:
         }
         for completion in completions
     ]
-    part = path.with_name(f".{path.name}.part")
+    part = _part(path)
     try:
         lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         part.write_text(f"[{lines}]\n", encoding="utf-8")
@@ -221,6 +225,11 @@ def write_completions(path: Path, completions: Sequence[Completion]) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise SetupError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _part(path: Path) -> Path:
+    """Where the file grows until it is whole."""
+    return path.with_name(f".{path.name}.part")
 
 
 def _logprobs(positions: Sequence[TokenLogprobs] | None) -> list[dict[str, Any]] | None:
