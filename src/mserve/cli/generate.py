@@ -15,8 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
-from mserve.cli.serve import parse_bytes
-from mserve.core import RequestError, SetupError, TokenLogprobs
+from mserve.cli.serve import check_fits, parse_bytes
+from mserve.core import (
+    CacheConfig,
+    EngineConfig,
+    ModelConfig,
+    ParallelConfig,
+    RequestError,
+    SetupError,
+    TokenLogprobs,
+)
 
 if TYPE_CHECKING:
     from mserve.llm import Completion
@@ -87,9 +95,21 @@ def generate(
     check_writable(output)
     block_bytes = parse_bytes(kv_cache_memory_bytes)
 
+    from mserve.capacity import read_machine
     from mserve.checkpoint import open_checkpoint
 
     opened = open_checkpoint(checkpoint)
+    engine = EngineConfig(
+        model=ModelConfig(path=str(checkpoint), dtype=dtype, max_model_len=max_model_len),
+        cache=CacheConfig(
+            memory_utilization=gpu_memory_utilization, kv_cache_memory_bytes=block_bytes
+        ),
+        parallel=ParallelConfig(
+            tensor_parallel_size=tensor_parallel_size,
+            enable_expert_parallel=enable_expert_parallel,
+        ),
+    )
+    check_fits(opened.spec, engine, read_machine())
     given = {
         "max_tokens": max_tokens,
         "temperature": temperature,
