@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mserve import __version__
-from mserve.cli.generate import read_prompts, write_completions
+from mserve.cli.generate import check_writable, read_prompts, write_completions
 from mserve.cli.main import FAILED, REFUSED, app, explain, run, with_dashes
 from mserve.core import EngineError, QueueFullError, RequestError, SetupError
 
@@ -185,6 +185,15 @@ def test_good_prompts_are_read_as_they_are(
     path = tmp_path_factory.mktemp("prompts") / "prompts.json"
     path.write_text(json.dumps(prompts))
     assert read_prompts(path) == prompts
+
+
+def test_a_place_that_takes_no_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="/proc cannot be written to"):
+        check_writable(Path("/proc/answers.json"))  # not even by root
+    with pytest.raises(SetupError, match="is not a folder"):
+        check_writable(tmp_path / "gone" / "answers.json")
+    check_writable(tmp_path / "answers.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_answers_replace_the_file_whole_or_not_at_all(tmp_path: Path) -> None:

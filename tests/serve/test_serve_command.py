@@ -141,6 +141,29 @@ def test_bad_flags_are_refused_before_anything_heavy(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    "flags", [["--tensor-parallel-size", "3"], ["--max-model-len", "4096"]], ids=" ".join
+)
+def test_generate_refuses_what_cannot_run_without_torch(
+    toy: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    (tmp_path / "in.json").write_text("[[1]]")
+    files = ["--prompts", str(tmp_path / "in.json"), "--output", str(tmp_path / "out.json")]
+    script = (
+        "import sys; from mserve.cli.main import run; code = run(sys.argv[1:])\n"
+        "sys.exit(code if 'torch' not in sys.modules else 'torch was loaded')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, "generate", str(toy), *files, *flags],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environment(),
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: ")
+
+
 def test_a_port_in_use_is_named(toy: Path, real_server: Any) -> None:
     port = real_server.url.rpartition(":")[2]
     result = subprocess.run(

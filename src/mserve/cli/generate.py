@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,8 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
-from mserve.cli.serve import parse_bytes
-from mserve.core import RequestError, SetupError, TokenLogprobs
+from mserve.cli.serve import check_fits, parse_bytes
+from mserve.core import (
+    CacheConfig,
+    EngineConfig,
+    ModelConfig,
+    ParallelConfig,
+    RequestError,
+    SetupError,
+    TokenLogprobs,
+)
 
 if TYPE_CHECKING:
     from mserve.llm import Completion
@@ -99,9 +106,21 @@ def generate(
     check_writable(output)
     block_bytes = parse_bytes(kv_cache_memory_bytes)
 
+    from mserve.capacity import read_machine
     from mserve.checkpoint import open_checkpoint
 
     opened = open_checkpoint(checkpoint)
+    engine = EngineConfig(
+        model=ModelConfig(path=str(checkpoint), dtype=dtype, max_model_len=max_model_len),
+        cache=CacheConfig(
+            memory_utilization=gpu_memory_utilization, kv_cache_memory_bytes=block_bytes
+        ),
+        parallel=ParallelConfig(
+            tensor_parallel_size=tensor_parallel_size,
+            enable_expert_parallel=enable_expert_parallel,
+        ),
+    )
+    check_fits(opened.spec, engine, read_machine())
     given = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -209,11 +228,16 @@ def check_ids(prompts: list[Prompt], vocab_size: int) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise ``SetupError`` now rather than after the work is done."""
-    folder = path.parent
+    folder, part = path.parent, _part(path)
     if not folder.is_dir():
         raise SetupError(f"{folder} is not a folder", hint="make it, or change --output")
-    if not os.access(folder, os.W_OK):
-        raise SetupError(f"{folder} cannot be written to", hint="change --output")
+    try:
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise SetupError(
+            f"{folder} cannot be written to: {error.strerror}", hint="change --output"
+        ) from error
 
 
 def write_completions(path: Path, completions: Sequence[Completion]) -> None:
@@ -227,7 +251,7 @@ def write_completions(path: Path, completions: Sequence[Completion]) -> None:
         }
         for completion in completions
     ]
-    part = path.with_name(f".{path.name}.part")
+    part = _part(path)
     try:
         lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         part.write_text(f"[{lines}]\n", encoding="utf-8")
@@ -235,6 +259,11 @@ def write_completions(path: Path, completions: Sequence[Completion]) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise SetupError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _part(path: Path) -> Path:
+    """Where the file grows until it is whole."""
+    return path.with_name(f".{path.name}.part")
 
 
 def _logprobs(positions: Sequence[TokenLogprobs] | None) -> list[dict[str, Any]] | None:

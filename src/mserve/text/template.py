@@ -127,9 +127,13 @@ def load_chat_template(checkpoint: Path, override: Path | None = None) -> ChatTe
         if path is not None and (path is override or path.exists()):
             try:
                 source = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise CheckpointError(f"cannot read the chat template {path}: {error}") from None
-            return JinjaChatTemplate(source, special_tokens=special_tokens, where=str(path))
+            except OSError as error:
+                reason = error.strerror
+            except UnicodeDecodeError:
+                reason = "it is not UTF-8"
+            else:
+                return JinjaChatTemplate(source, special_tokens=special_tokens, where=str(path))
+            raise CheckpointError(f"cannot read the chat template {path}: {reason}")
     default = _default_template(config.get("chat_template"))
     if default is None:
         return NoChatTemplate()

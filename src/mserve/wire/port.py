@@ -7,7 +7,6 @@ message are dropped and logged, never trusted: nothing here can execute what it 
 from __future__ import annotations
 
 import logging
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -63,10 +62,5 @@ class EnginePort:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
