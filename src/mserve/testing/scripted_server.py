@@ -34,7 +34,8 @@ def main() -> None:
     setup = msgspec.json.decode(sys.argv[2], type=Setup)
     values = {"served_model_names": (checkpoint.name,), "port": 0, **setup.server}
     dialect = None if setup.dialect is None else by_name(setup.dialect)
-    text = load_text_tools(checkpoint, dialect=dialect)
+    end = setup.script.eos_token_id
+    text = load_text_tools(checkpoint, dialect=dialect, eos_token_ids=() if end is None else (end,))
     service = Service(msgspec.convert(values, ServerConfig), text)
     listener = listen("127.0.0.1", service.config.port)
     sys.stdout.write(f"listening on {listener.getsockname()[1]}\n")
