@@ -316,7 +316,7 @@ def test_markup_without_tools_is_text(api: str) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("api", APIS)
-@pytest.mark.parametrize("at_once", [1, 30])
+@pytest.mark.parametrize("at_once", [1, 120])
 def test_one_call_where_only_one_is_wanted(api: str, stream: bool, at_once: int) -> None:
     calls = block("enabled", "Oslo", "Rome", "Paris") + "And so on. " * 20
     server = InProcess("m3", calls, tokens_per_message=at_once)
