@@ -1,4 +1,4 @@
-"""What the tests of grammars share: a small vocabulary, writers that know only the mask, schemas."""
+"""What tests of grammars share: a small vocabulary, writers that know only masks, schemas."""
 
 import functools
 import random

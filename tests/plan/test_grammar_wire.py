@@ -7,12 +7,12 @@ import json
 
 import jsonschema
 import pytest
+from grammar_cases import ARGUMENTS, SCHEMAS, Writer, family
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from grammar_cases import ARGUMENTS, SCHEMAS, Writer, family
 from mserve.core import RequestError
-from mserve.text import CallFinished, CallStarted, ContentDelta, ReasoningDelta
+from mserve.text import CallFinished, CallStarted, ContentDelta
 from mserve.text.dialects import Start
 from mserve.text.grammar import NamedTool, Tool, constraint_for
 

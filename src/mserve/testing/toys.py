@@ -23,7 +23,7 @@ from mserve.core import (
     SchedulerConfig,
 )
 from mserve.engine import Engine
-from mserve.engine.load import load_runner
+from mserve.engine.load import eos_token_ids, load_runner, load_vocabulary
 from mserve.parallel import Groups
 from mserve.scheduler import Scheduler
 from mserve.toy import write_toy
@@ -66,7 +66,8 @@ def greedy(model: transformers.PreTrainedModel, prompt: Sequence[int], count: in
 
 
 class BareEngine:
-    """Scheduler, runner and model without processes, threads or a memory plan."""
+    """Scheduler, runner and model without processes or a memory plan. Nothing but its length ends
+    an output, unless it is to follow grammars, which have an end."""
 
     def __init__(
         self,
@@ -76,17 +77,27 @@ class BareEngine:
         max_model_len: int = 2048,
         scheduler: SchedulerConfig | None = None,
         enable_prefix_caching: bool = True,
+        with_grammars: bool = False,
     ) -> None:
+        checkpoint = open_checkpoint(path)
         scheduler = scheduler or SchedulerConfig()
         config = EngineConfig(model=ModelConfig(path=str(path)), scheduler=scheduler)
         device = torch.device("cpu")
-        runner = load_runner(open_checkpoint(path), config, Groups(), device, num_blocks)
+        runner = load_runner(
+            checkpoint,
+            config,
+            Groups(),
+            device,
+            num_blocks,
+            vocabulary=load_vocabulary(checkpoint) if with_grammars else None,
+        )
         ledger = BlockLedger(num_blocks)
         self.engine = Engine(
             Scheduler(
                 scheduler,
                 ledger,
                 max_model_len=max_model_len,
+                eos_token_ids=eos_token_ids(checkpoint) if with_grammars else (),
                 enable_prefix_caching=enable_prefix_caching,
             ),
             runner,

@@ -1,9 +1,16 @@
 """What an answer must look like, from the words of a request to a grammar over the wire form.
 
-For the APIs. Once per server: ``facts = vocabulary_facts(...)``, ``checker = GrammarChecker(facts)``.
-Per request: ``constrained = constraint_for(dialect, marker_ids, start, ...)``; if it is not None,
-``await checker.check(constrained)``, put ``constrained.constraint`` into ``SamplingParams`` and
-``constrained.passed_over`` into the header of ignored fields.
+For the APIs. Once per server:
+
+    checker = GrammarChecker(vocabulary_facts(tokenizer, dialect, eos_ids))   # close it at the end
+
+Per request:
+
+    constrained = constraint_for(dialect, marker_ids, start, response_format=..., tools=...)
+    if constrained is not None:
+        await checker.check(constrained)
+        sampling = replace(sampling, constraint=constrained.constraint)
+        ignored += constrained.passed_over
 
     file        what
     constraint  thinking, content, answer and calls in their order

@@ -24,7 +24,7 @@ from mserve.text.grammar.schema import clean, refused
 MAX_TEXT_CHARS: Final = 64 << 10
 MAX_CHOICES: Final = 10_000
 _KINDS: Final = ("json", "json_object", "regex", "choice", "grammar")
-_OPTIONS: Final = ("disable_any_whitespace",)
+_SWITCHES: Final = ("json_object", "disable_any_whitespace")
 
 
 class AnswerGrammar(msgspec.Struct, frozen=True):
@@ -74,10 +74,12 @@ def _of_response_format(asked: Mapping[str, Any]) -> AnswerGrammar | None:
 
 def _of_structured_outputs(asked: Mapping[str, Any]) -> AnswerGrammar | None:
     given = {
-        name: value for name, value in asked.items() if value is not None and value is not False
+        name: value
+        for name, value in asked.items()
+        if value is not None and not (value is False and name in _SWITCHES)
     }
     for name in given:
-        if name not in _KINDS and name not in _OPTIONS:
+        if name not in (*_KINDS, *_SWITCHES):
             raise RequestError(
                 f"structured_outputs.{name[:64]} is not supported",
                 param=f"structured_outputs.{name[:64]}",
@@ -103,7 +105,7 @@ def _of_structured_outputs(asked: Mapping[str, Any]) -> AnswerGrammar | None:
         case "regex":
             return _lark(f"start: T\nT: /{regex_body(_text(value, param))}/\n", param)
         case _:
-            return _lark(from_ebnf(_text(value, param)), param)
+            return _lark(_ebnf(_text(value, param), param), param)
 
 
 def _json(schema: object, param: str, *, compact: bool = False) -> AnswerGrammar:
@@ -125,6 +127,13 @@ def _choice(choices: Any, param: str) -> str:
     if sum(map(len, choices)) > MAX_TEXT_CHARS:
         raise refused(f"the choices have more than {MAX_TEXT_CHARS} characters", param)
     return Rules().text(" | ".join(dict.fromkeys(map(literal, choices))))
+
+
+def _ebnf(text: str, param: str) -> str:
+    try:
+        return from_ebnf(text)
+    except RequestError as error:
+        raise refused(error.message, param) from None
 
 
 def _text(value: Any, param: str) -> str:

@@ -10,12 +10,13 @@ Does not know blocks of calls (``calls``).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from mserve.matcher import literal
+from mserve.matcher import escaped, literal
 from mserve.text.dialects import Kind, SchemaView
 from mserve.text.grammar.bare import BareValues, Stop
 from mserve.text.grammar.rules import Rules
@@ -23,6 +24,7 @@ from mserve.text.grammar.rules import Rules
 MAX_NESTING: Final = 64
 _SCALARS: Final[frozenset[Kind]] = frozenset(("integer", "number", "boolean", "null"))
 _NOT_STRINGS: Final[frozenset[Kind]] = _SCALARS | {"object", "array"}
+_OPEN, _OPEN_END, _CLOSE = '<parameter name="', '">', "</parameter>"
 _ITEM: Final = "item"
 _ANY_KEY: Final = "/[A-Za-z_][A-Za-z0-9_.-]{0,63}/"
 
@@ -34,7 +36,7 @@ class _Key(msgspec.Struct, frozen=True):
     required: bool
 
 
-class _Arguments:
+class _Arguments(ABC):
     """What both forms share: which keys come, and when."""
 
     def __init__(self, rules: Rules, root: Mapping[str, Any], stop: Stop) -> None:
@@ -58,16 +60,16 @@ class _Arguments:
                 parse = parse.given(key, own.constants[0])
         return keys
 
+    @abstractmethod
     def _key(self, key: str, own: SchemaView, parse: SchemaView, depth: int) -> str | None:
-        raise NotImplementedError
+        """A key and its value, tag to tag; ``None`` if this form cannot write it."""
 
 
 class Parameters(_Arguments):
     """M2."""
 
     def __init__(self, rules: Rules, root: Mapping[str, Any]) -> None:
-        close = "</parameter>"
-        super().__init__(rules, root, Stop(literal(close), close, is_text=True))
+        super().__init__(rules, root, Stop(literal(_CLOSE), _CLOSE, is_text=True))
 
     def of(self, own: SchemaView, parse: SchemaView) -> str | None:
         """All parameters of a call; ``None`` if the schema allows none that can be written."""
@@ -76,8 +78,7 @@ class Parameters(_Arguments):
             keys = self._keys(one, parse, 0)
             if keys is None:
                 continue
-            bodies = [key.body if key.required else f"({key.body})?" for key in keys]
-            found.append(" ".join([*bodies, *self._further(one, parse)]) or '""')
+            found.append(" ".join([_sequence(keys), *self._further(one, parse)]))
         return self._rules.choice(found) if found else None
 
     def _key(self, key: str, own: SchemaView, parse: SchemaView, depth: int) -> str | None:
@@ -85,24 +86,21 @@ class Parameters(_Arguments):
         if not alternatives or not key or '"' in key or "\n" in key:
             return None
         value = self._rules.choice(alternatives)
-        return self._rules.rule(
-            rf'{literal(f"<parameter name={chr(34)}{key}{chr(34)}>")} {value} "\n"'
-        )
+        return self._rules.rule(rf'{literal(_OPEN + key + _OPEN_END)} {value} "\n"')
 
     def _further(self, one: SchemaView, parse: SchemaView) -> Iterator[str]:
         """Parameters whose names the schema leaves open."""
         further = one.plain.get("additionalProperties", "properties" not in one.plain)
         if further is False:
             return
-        name = " & ".join(
-            [_ANY_KEY, *(f"~/{key}/" for key in one.declared_keys() if key.isalnum())]
-        )
+        others = [f"~/{escaped(key)}/" for key in one.declared_keys()]
+        name = self._rules.terminal(" & ".join([_ANY_KEY, *others]))
         unnamed = "\0"  # no schema declares it, so a view of it is that of all further keys
         own, known = one.member(unnamed), parse.member(unnamed)
-        if alternatives := self._bare.alternatives(own, known, _NOT_STRINGS):
+        alternatives = self._bare.alternatives(own, known, _NOT_STRINGS)
+        if alternatives:
             value = self._rules.choice(alternatives)
-            opening = f"{literal('<parameter name=' + chr(34))} {self._rules.terminal(name)}"
-            yield f'({opening} {literal(chr(34) + ">")} {value} "\\n")*'
+            yield rf'({literal(_OPEN)} {name} {literal(_OPEN_END)} {value} "\n")*'
 
 
 class Elements(_Arguments):
@@ -152,9 +150,11 @@ class Elements(_Arguments):
     def _containers(self, one: SchemaView, parse: SchemaView, depth: int) -> Iterator[str]:
         claims_item = parse.declares(_ITEM) and parse.allows("object")
         both = parse.allows("object") and parse.allows("array")
+        items = None
         if "array" in one.kinds and not (both and claims_item):
-            if (items := self._items(one, parse, depth)) is not None:
-                yield f"{items} {self._mark.written}"
+            items = self._items(one, parse, depth)
+        if items is not None:
+            yield f"{items} {self._mark.written}"
         if "object" not in one.kinds or (both and one.declares(_ITEM)):
             return
         if "properties" not in one.plain and one.plain.get("additionalProperties") is not False:

@@ -74,9 +74,9 @@ class GrammarChecker:
         """End the workers. Whoever still waits for one is told that it is gone."""
         for worker in self._workers:
             worker.kill()
-        self._threads.shutdown(cancel_futures=True)  # at once: their workers are gone
+        self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
-            worker.discard()
+            worker.clear_away()
 
     def _try(self, facts: VocabularyFacts, grammar: str) -> str:
         """In a thread with a worker of its own."""
@@ -110,11 +110,12 @@ class _Worker:
         return reply.decode()
 
     def kill(self) -> None:
+        """From any thread. Whoever waits for a reply hears that there is none."""
         self.gone = True
         self._process.kill()
 
-    def discard(self) -> None:
-        """Killed, and nobody talks to it any more."""
+    def clear_away(self) -> None:
+        """Once nobody waits any more."""
         self.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -133,7 +134,7 @@ class _Worker:
         finally:
             alarm.cancel()
         if reply is None:
-            self.discard()
+            self.clear_away()
         return reply
 
 

@@ -26,8 +26,10 @@ _LISTS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS: Final = ("properties", "patternProperties", "$defs", "definitions")
 _STRUCTURE: Final = frozenset((*_ONE, *_LISTS, *_MAPS, "$ref"))
 _DESCRIBING: Final = frozenset(
-    ("title", "description", "default", "example", "examples", "deprecated", "readOnly")
-    + ("writeOnly", "$schema", "$id", "id", "$comment", "contentMediaType", "contentEncoding")
+    (
+        *("title", "description", "default", "example", "examples", "deprecated", "readOnly"),
+        *("writeOnly", "$schema", "$id", "id", "$comment", "contentMediaType", "contentEncoding"),
+    )
 )
 
 
