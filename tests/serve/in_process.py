@@ -75,7 +75,7 @@ _CHECKERS: list[GrammarChecker] = []
 
 
 class ScriptedEngine:
-    """A link whose far end answers every request with the same tokens, one per message."""
+    """A link whose far end answers every request with the same tokens, few per message."""
 
     def __init__(
         self,
@@ -84,6 +84,7 @@ class ScriptedEngine:
         eos: int,
         num_cached: int = 0,
         pause_s: float = 0.0,
+        tokens_per_message: int = 1,
         max_model_len: int = 4096,
     ) -> None:
         self.requests: list[Request] = []
@@ -92,6 +93,7 @@ class ScriptedEngine:
         self.eos = eos
         self._num_cached = num_cached
         self._pause_s = pause_s
+        self._tokens_per_message = tokens_per_message
         self._max_model_len = max_model_len
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -124,19 +126,20 @@ class ScriptedEngine:
     async def _answer(self, request: Request) -> None:
         limit = request.sampling.max_tokens or self._max_model_len
         reply = [*self.reply, self.eos]
-        for number, token_id in enumerate(reply[:limit], start=1):
+        sent = reply[:limit]
+        for start in range(0, len(sent), self._tokens_per_message):
             await asyncio.sleep(self._pause_s)
             if request.request_id in self.aborted:
                 return
-            at_eos = number == len(reply)
-            finish = FinishReason.STOP if at_eos else None
-            if finish is None and number == limit:
-                finish = FinishReason.LENGTH
+            new = sent[start : start + self._tokens_per_message]
+            is_last = start + len(new) == len(sent)
+            at_eos = is_last and len(sent) == len(reply)
+            finish = FinishReason.STOP if at_eos else FinishReason.LENGTH
             output = RequestOutput(
                 request_id=request.request_id,
-                new_token_ids=[token_id],
-                num_cached_tokens=self._num_cached if number == 1 else 0,
-                finish_reason=finish,
+                new_token_ids=new,
+                num_cached_tokens=self._num_cached if start == 0 else 0,
+                finish_reason=finish if is_last else None,
                 stop_token_id=self.eos if at_eos else None,
             )
             self._receive(Outputs([output], EngineStats()))

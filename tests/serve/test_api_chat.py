@@ -236,6 +236,13 @@ def test_stop_strings_see_what_is_written() -> None:
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "Three")
 
 
+def test_a_stop_string_that_begins_in_a_marker_does_not_break_it() -> None:
+    """The end of the marker is held back, as it could become the stop string."""
+    server = InProcess("m3", "<mm:think>Hm.</mm:think>Yes.")
+    message = post(server, stop=[">never"]).json()["choices"][0]["message"]
+    assert (message["reasoning"], message["content"]) == ("Hm.", "Yes.")
+
+
 def test_an_answer_in_a_loop_ends_where_that_is_asked_for() -> None:
     server = InProcess("m3", "</mm:think>" + "again and " * 100)
     server.config = {"repetition_tokens": 64}

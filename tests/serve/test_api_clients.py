@@ -191,7 +191,9 @@ def test_anthropic_stream_helper(anthropic_client: anthropic.Anthropic) -> None:
 def test_anthropic_count_models_and_errors(anthropic_client: anthropic.Anthropic) -> None:
     counted = anthropic_client.messages.count_tokens(model="m3", messages=ASKED)
     assert counted.input_tokens > 10
-    (model,) = anthropic_client.models.list().data
+    models = anthropic_client.models.list()
+    assert not models.has_next_page()
+    (model,) = models.data
     assert anthropic_client.models.retrieve(model.id).display_name == "m3"
     with pytest.raises(anthropic.NotFoundError) as caught:
         anthropic_client.messages.create(model="claude", max_tokens=5, messages=ASKED)

@@ -256,8 +256,9 @@ def messages_streamed(response: httpx.Response) -> Told:
 @pytest.mark.parametrize("mode", MODES)
 def test_tools(mode: str, api: str, choice: str, stream: bool) -> None:
     for written, said in scenes(mode).values():
-        for spelled in (False, True):
-            server = InProcess("m2" if mode == "m2" else "m3", written, spelled=spelled)
+        for spelled, at_once in ((False, 1), (True, 1), (False, 7)):
+            arch = "m2" if mode == "m2" else "m3"
+            server = InProcess(arch, written, spelled=spelled, tokens_per_message=at_once)
             body = request_body(api, mode, choice=choice, tools=True, stream=stream)
             answer = told(api, server.post(PATHS[api], body), stream=stream)
             if choice == "named" and api == "chat" and said.end == "calls":
@@ -315,8 +316,10 @@ def test_markup_without_tools_is_text(api: str) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("api", APIS)
-def test_one_call_where_only_one_is_wanted(api: str, stream: bool) -> None:
-    server = InProcess("m3", block("enabled", "Oslo", "Rome", "Paris"))
+@pytest.mark.parametrize("at_once", [1, 120])
+def test_one_call_where_only_one_is_wanted(api: str, stream: bool, at_once: int) -> None:
+    calls = block("enabled", "Oslo", "Rome", "Paris") + "And so on. " * 20
+    server = InProcess("m3", calls, tokens_per_message=at_once)
     body = request_body(api, "disabled", choice="auto", tools=True, stream=stream)
     if api == "messages":
         body["tool_choice"]["disable_parallel_tool_use"] = True

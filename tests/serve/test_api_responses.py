@@ -124,6 +124,23 @@ def test_thinking_is_carried_by_clients_that_store_nothing(carried: str) -> None
     assert "x-mserve-ignored" not in response.headers
 
 
+def test_items_between_two_thoughts_are_turns_of_their_own() -> None:
+    def thought(text: str) -> dict[str, Any]:
+        return {"type": "reasoning", "content": [{"type": "reasoning_text", "text": text}]}
+
+    items = [
+        {"role": "user", "content": "Go."},
+        thought("A."),
+        {"role": "assistant", "content": "One."},
+        thought("B."),
+        {"role": "assistant", "content": "Two."},
+    ]
+    server = InProcess("m3", "Yes.")
+    post(server, input=items)
+    first, second = "<mm:think>A.</mm:think>One.", "<mm:think>B.</mm:think>Two."
+    assert f"]~b]ai\n{first}[e~[\n]~b]ai\n{second}[e~[" in server.prompt
+
+
 def test_thinking_sealed_elsewhere_is_passed_over_with_a_note() -> None:
     items = [
         {"role": "user", "content": "Hello"},
@@ -200,6 +217,8 @@ def test_a_background_response_can_be_waited_for_and_cancelled() -> None:
         assert got["output"][0]["content"][0]["text"].count("word") == 60
         again = (await client.post(f"{PATH}/{second['id']}/cancel")).json()
         assert again["status"] == "cancelled"
+        late = (await client.post(f"{PATH}/{first['id']}/cancel")).json()
+        assert late["status"] == "completed"
 
     server.ask(talk)
 
