@@ -13,16 +13,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from host_step import commit, hardware
 from starlette.types import Message
 from tokenizers import Tokenizer
 
@@ -81,7 +80,9 @@ def main() -> None:
                 for _ in range(NUM_RUNS)
             )
             share = us * options.streams * options.rate / 1e6
-            rows.append({"api": path, "text": kind, "us_per_token": round(us, 2), "share": share})
+            rows.append(
+                {"api": path, "text": kind, "us_per_token": round(us, 2), "share": round(share, 3)}
+            )
             print(f"{path.removeprefix('/v1/'):17}{kind:8}{us:9.1f}{share:12.1%}{events:14.2f}")
     if options.out is not None:
         facts = {
@@ -89,7 +90,7 @@ def main() -> None:
             "streams": options.streams,
             "rate": options.rate,
             "commit": commit(),
-            "hardware": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+            "hardware": hardware(),
             "python": platform.python_version(),
             "command": shlex.join(["python", *sys.argv]),
         }
@@ -215,16 +216,6 @@ def receiver(body: bytes) -> Callable[[], Any]:
         raise AssertionError("unreachable")
 
     return receive
-
-
-def commit() -> str:
-    return subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=10"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
 
 
 if __name__ == "__main__":
