@@ -43,10 +43,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None  # alternatives per output token; 0: the chosen one only
     prompt_logprobs: int | None = None  # the same for prompt tokens; such a prompt is not reused
 
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0
-
     def validate(self, vocab_size: int) -> None:
         """Raise ``RequestError`` naming the first value out of bounds."""
         _between("temperature", self.temperature, 0.0, 2.0)
