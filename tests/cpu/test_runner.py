@@ -44,11 +44,13 @@ class SumModel:
         keys = cache.plane(0, "key")[:, 0, :, 0]
         weighted = batch.token_ids * (batch.positions + 1)
         keys[batch.slots // BLOCK_TOKENS, batch.slots % BLOCK_TOKENS] = weighted.float()
-        sums = []
-        for span, table in zip(batch.spans, batch.block_tables, strict=True):
-            context = keys[table.long()].reshape(-1)[: span.context_length]
-            sums.append(context.double().cumsum(0)[span.start :])
-        hidden = torch.cat(sums)
+        hidden = torch.empty(batch.num_tokens, dtype=torch.float64)
+        for group in batch.groups:
+            for rows, positions, blocks in zip(
+                group.rows, group.positions, group.blocks, strict=True
+            ):
+                context = keys[blocks].reshape(-1)[: positions[-1] + 1]
+                hidden[rows] = context.double().cumsum(0)[positions]
         hidden[batch.token_ids == self.poison] = torch.nan
         return hidden[:, None]
 

@@ -320,8 +320,6 @@ def serve(
     text = load_text_tools(checkpoint, chat_template, dialect, spec.eos_token_ids)
     config = ServerConfig(
         served_model_names=tuple(served_model_name or [checkpoint.resolve().name]),
-        host=host,
-        port=port,
         api_keys=tuple(api_key or ()),
         policy=scheduling_policy,
         shutdown_timeout_s=shutdown_timeout,

@@ -56,10 +56,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: int | None = None  # the same for prompt tokens; such a prompt is not reused
     constraint: Constraint | None = None
 
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0
-
     def validate(self, vocab_size: int) -> None:
         """Raise ``RequestError`` naming the first value out of bounds."""
         _between("temperature", self.temperature, 0.0, 2.0)

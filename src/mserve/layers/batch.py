@@ -51,8 +51,7 @@ class SpanGroup:
     rows: torch.Tensor
     positions: torch.Tensor
     blocks: torch.Tensor
-    min_context: int  # over the spans
-    max_context: int
+    max_context: int  # over the spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +62,12 @@ class Batch:
     positions: torch.Tensor  # [T] int64
     slots: torch.Tensor  # [T] int64: block id * BLOCK_TOKENS + offset, where K and V are written
     spans: tuple[BatchSpan, ...]
-    block_tables: torch.Tensor  # [S, max_blocks] int32, padded with each span's first block
     opened_blocks: torch.Tensor  # [n] int64: blocks whose first slot is written in this step
     groups: tuple[SpanGroup, ...]  # every span in exactly one
 
     @property
     def num_tokens(self) -> int:
         return self.token_ids.shape[0]
-
-    @property
-    def max_context(self) -> int:
-        return max(span.context_length for span in self.spans)
 
     @classmethod
     def build(
@@ -109,7 +103,6 @@ class Batch:
             positions=tensor(positions),
             slots=tensor(slots),
             spans=records,
-            block_tables=tensor(tables.astype(np.int32)),
             opened_blocks=tensor(opened),
             groups=tuple(
                 _group([records[i] for i in members], tables[members], tensor)
@@ -165,6 +158,5 @@ def _group(
         rows=tensor(np.asarray([span.first_row for span in spans])[:, None] + offsets),
         positions=tensor(np.asarray([span.start for span in spans])[:, None] + offsets),
         blocks=tensor(np.ascontiguousarray(tables[:, : blocks_for(max(contexts))])),
-        min_context=min(contexts),
         max_context=max(contexts),
     )

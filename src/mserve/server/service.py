@@ -47,8 +47,6 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Every knob of the front end."""
 
     served_model_names: tuple[str, ...]  # the first is the one that answers carry
-    host: str = "127.0.0.1"
-    port: int = 8000  # 0: any free one
     api_keys: tuple[str, ...] = ()  # none: no key is asked for
     policy: Literal["fcfs", "priority"] = "fcfs"
     shutdown_timeout_s: float = 30.0  # how long requests may finish after SIGTERM

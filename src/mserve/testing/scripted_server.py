@@ -32,12 +32,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     checkpoint = Path(sys.argv[1])
     setup = msgspec.json.decode(sys.argv[2], type=Setup)
-    values = {"served_model_names": (checkpoint.name,), "port": 0, **setup.server}
+    values = {"served_model_names": (checkpoint.name,), **setup.server}
     dialect = None if setup.dialect is None else by_name(setup.dialect)
     end = setup.script.eos_token_id
     text = load_text_tools(checkpoint, dialect=dialect, eos_token_ids=() if end is None else (end,))
     service = Service(msgspec.convert(values, ServerConfig), text)
-    listener = listen("127.0.0.1", service.config.port)
+    listener = listen("127.0.0.1", 0)
     sys.stdout.write(f"listening on {listener.getsockname()[1]}\n")
     sys.stdout.flush()
     script = msgspec.json.encode(setup.script).decode()
