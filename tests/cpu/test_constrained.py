@@ -10,17 +10,23 @@ import torch
 from mserve.checkpoint import open_checkpoint
 from mserve.core import (
     BLOCK_TOKENS,
+    CacheConfig,
     Constraint,
+    EngineConfig,
     FinishReason,
     FreeText,
     KVLayout,
+    ModelConfig,
+    ParallelConfig,
     Plane,
+    Request,
     RowStart,
     SamplingParams,
     SchedulerConfig,
     Span,
     StepPlan,
 )
+from mserve.engine.startup import start
 from mserve.layers import KVCache
 from mserve.matcher import Follower, Only, Vocabulary, VocabularyFacts
 from mserve.parallel import SoloGroup
@@ -255,6 +261,28 @@ def test_random_weights_keep_to_schemas_and_calls(toy):
             text = "".join(event.text for event in events if isinstance(event, ContentDelta))
         jsonschema.validate(json.loads(text), SCHEMA)
     assert num_whole >= 3
+
+
+def test_with_two_ranks_the_first_one_masks_for_both(toy):
+    config = EngineConfig(
+        model=ModelConfig(path=str(toy), max_model_len=256),
+        cache=CacheConfig(kv_cache_memory_bytes=8 << 20),
+        scheduler=SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=64),
+        parallel=ParallelConfig(tensor_parallel_size=2),
+        num_threads=1,
+    )
+    sampling = SamplingParams(
+        seed=1, max_tokens=60, constraint=Constraint(grammar="start: /[a-f]{20}/")
+    )
+    request = Request(request_id="r", prompt_token_ids=[5, 6, 7], sampling=sampling)
+    with start(config) as started:
+        outputs = started.engine.submit([request])
+        while started.engine.has_work:
+            outputs += started.engine.step()
+    token_ids = [token_id for output in outputs for token_id in output.new_token_ids]
+    text = load_tokenizer(toy).decode(token_ids[:-1], skip_special_tokens=False)
+    assert outputs[-1].finish_reason is FinishReason.STOP
+    assert len(text) == 20 and set(text) <= set("abcdef")
 
 
 def events_of(dialect, tokenizer, ids, token_ids):

@@ -36,6 +36,8 @@ def tool(schema):
 REFUSED = {
     "unclosed regex": ({"regex": "("}, "regex"),
     "look-around": ({"regex": "(?=a)b"}, "regex"),
+    "regex of nested counts": ({"regex": "((a{1,1000}){1,1000}){1,1000}"}, "regex"),
+    "grammar of nested counts": ({"grammar": 'start: ("a"{1,9999}){1,9999}'}, "grammar"),
     "long regex": ({"regex": "a" * 70_000}, "regex"),
     "unknown type": ({"json": {"type": "frob"}}, "json"),
     "reference loop": ({"json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#"}}}}, "json"),
@@ -123,7 +125,6 @@ def test_what_asks_for_nothing_is_free(fields):
 
 
 @pytest.mark.parametrize("fields", [
-    {"structured_outputs": {"regex": "((a{1,1000}){1,1000}){1,1000}"}},
     {"structured_outputs": {"regex": "(.*a.{20}){20}"}},
     {"structured_outputs": {"grammar": 'start: a\na: a a | "x" |'}},
     {"structured_outputs": {"json": {"enum": [f"x{n}" for n in range(9000)]}}},
@@ -184,6 +185,15 @@ def test_keywords_without_effect_are_passed_over_and_told():
     assert clean({"const": None, "nullable": True}, "p").schema == {
         "anyOf": [{"const": None}, {"type": "null"}]
     }
+
+
+def test_many_tools_are_followed_and_too_many_are_not(checker):
+    properties = {f"key{n}": {"type": ["string", "integer"]} for n in range(100)}
+    tools = [Tool(f"tool_{n}", {"properties": properties if n == 0 else {}}) for n in range(500)]
+    tried(checker, {"tools": tools, "tool_choice": "required"})
+    wide = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(2000)}}
+    with pytest.raises(RequestError, match="cannot be used"):
+        tried(checker, {"structured_outputs": {"json": wide}})
 
 
 def test_recursive_tools_are_written_out_down_to_a_bound(checker):

@@ -74,6 +74,23 @@ def test_answers_keep_to_their_schema(name, start, schema, seed):
     jsonschema.validate(json.loads(content_of(events)), schema)
 
 
+@pytest.mark.parametrize("further", [True, {"type": "integer"}, {"type": ["null", "string"]}])
+@pytest.mark.parametrize("declared", [{}, {"properties": {"a": {"type": "boolean"}}}])
+def test_parameters_beyond_the_declared_ones_keep_to_the_schema(further, declared):
+    who = family("m2")
+    arguments = {"type": "object", "additionalProperties": further, **declared}
+    tools = [Tool("f", arguments)]
+    found = constrained(who, Start.CONTENT, tools=tools, tool_choice="required")
+    keys = set()
+    for seed in range(40):
+        for _, end in calls_of(
+            who.events(written(who, found.constraint, seed), Start.CONTENT, tools)
+        ):
+            jsonschema.validate(json.loads(end.arguments), arguments)
+            keys |= set(json.loads(end.arguments))
+    assert keys - {"a"}
+
+
 @pytest.mark.parametrize(("name", "start"), PLACES)
 @examples
 @given(arguments=ARGUMENTS, seed=st.integers(0, 1 << 30), choice=st.integers(0, 2))

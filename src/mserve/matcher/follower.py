@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from mserve.core import Constraint, EngineError, FreeText
+from mserve.core import Constraint, FreeText
 from mserve.matcher.matcher import Matcher
 from mserve.matcher.vocabulary import Vocabulary
 
@@ -75,7 +75,7 @@ class Follower:
         return Only(mask)
 
     def accept(self, token_id: int) -> None:
-        """The next token. Raises ``EngineError`` if the grammar does not allow it."""
+        """The next token. Raises ``RequestError`` if the grammar does not allow it."""
         before = self._place
         self._place = self._after(before, token_id)
         self._history.append(before)
@@ -93,8 +93,7 @@ class Follower:
 
     def _after(self, place: _Place, token_id: int) -> _Place:
         if place.part == len(self._parts):
-            if not self._matcher.accept(token_id):
-                raise EngineError("a token was chosen that the grammar does not allow here")
+            self._matcher.accept(token_id)
             return place._replace(num_matched=place.num_matched + 1)
         part = self._parts[place.part]
         text = place.tail + self._vocabulary.token_bytes(token_id)

@@ -13,7 +13,11 @@ import numpy as np
 from mserve.core import RequestError
 from mserve.matcher.vocabulary import Vocabulary
 
+# What a row of the parser holds is squared by an ambiguous grammar: at 700 a hostile one takes up
+# to 60 ms for a token, at the library's 2000 it takes seconds. An object with 150 optional
+# properties and 500 tools still fit.
 _LIMITS = llguidance.LLParserLimits(
+    max_items_in_row=700,
     max_lexer_states=20_000,  # up to 2 kB each, and a request may hold them for minutes
     max_grammar_size=200_000,
     verbose_errors=False,
@@ -47,14 +51,14 @@ class Matcher:
             raise _refused("no text follows it")
         return mask
 
-    def accept(self, token_id: int) -> bool:
-        """Go on by one token. False, and nothing has changed, if it may not come here."""
-        if self._matcher.is_stopped():
-            self._num_past_end += token_id in self._eos_ids
-            return token_id in self._eos_ids
-        accepted: int = self._matcher.try_consume_tokens([token_id])
+    def accept(self, token_id: int) -> None:
+        """Go on by one token. Raises ``RequestError`` if it may not come here, or following it
+        takes too much; the matcher is of no use then."""
+        if self._matcher.is_stopped() and token_id in self._eos_ids:
+            self._num_past_end += 1
+            return
+        self._matcher.consume_token(token_id)
         self._check()
-        return accepted == 1
 
     def rollback(self, num_tokens: int) -> None:
         """Take back the last tokens."""

@@ -126,7 +126,8 @@ def _choice(choices: Any, param: str) -> str:
         raise RequestError("choice must hold texts, none of them empty", param=param)
     if sum(map(len, choices)) > MAX_TEXT_CHARS:
         raise refused(f"the choices have more than {MAX_TEXT_CHARS} characters", param)
-    return Rules().text(" | ".join(dict.fromkeys(map(literal, choices))))
+    rules = Rules()  # one lexeme: a rule for each would be followed side by side
+    return rules.text(rules.terminal(" | ".join(dict.fromkeys(map(literal, choices)))))
 
 
 def _ebnf(text: str, param: str) -> str:

@@ -22,7 +22,7 @@ from mserve.text.grammar.bare import Stop
 from mserve.text.grammar.rules import Rules
 from mserve.text.grammar.schema import clean, refused
 
-MAX_TOOLS: Final = 1024
+MAX_TOOLS: Final = 512
 _MAX_NAME_CHARS: Final = 256
 
 
