@@ -190,8 +190,8 @@ def test_the_ranks_meeting_place_stands_until_the_first_step_has_run(
     place = tempfile.TemporaryDirectory(dir=tmp_path)
     warm_up = startup._warm_up
 
-    def watched_warm_up(*arguments):
-        warm_up(*arguments)
+    def watched_warm_up(*arguments, **options):
+        warm_up(*arguments, **options)
         assert Path(place.name).is_dir()
 
     monkeypatch.setattr(startup, "rendezvous", lambda: place)

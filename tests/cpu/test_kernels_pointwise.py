@@ -17,6 +17,7 @@ from mserve.kernels import (
     rms_norm,
     rope,
     rope_angles,
+    rope_frequencies,
     run_experts,
     silu_gated,
     swiglu_oai,
@@ -69,7 +70,7 @@ def turn(x: torch.Tensor, position: int, theta: float, rotary_dim: int) -> list[
 def test_rope_turns_the_first_dimensions_in_halves(dtype):
     x = random(4, 3, 16).to(dtype)
     positions = torch.tensor([0, 1, 77, 4001])
-    cos, sin = rope_angles(positions, 10_000.0, 8)
+    cos, sin = rope_angles(positions, rope_frequencies(10_000.0, 8, positions.device))
     exact = torch.tensor(
         [
             [turn(head, int(position), 10_000.0, 8) for head in heads]
@@ -88,7 +89,7 @@ def test_rope_turns_the_first_dimensions_in_halves(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norm_and_rope_together_round_once(dtype):
     x, weight = random(5, 3, 16, scale=2.0).to(dtype), random(3, 16, seed=1, scale=0.2)
-    angles = rope_angles(torch.arange(5), 10_000.0, 8)
+    angles = rope_angles(torch.arange(5), rope_frequencies(10_000.0, 8, torch.device("cpu")))
     exact = rope(gemma_rms_norm(x.double().float(), weight, 1e-6), *angles).double()
     assert torch.equal(norm_rope(x, weight, 1e-6, *angles), exact.to(dtype))
 

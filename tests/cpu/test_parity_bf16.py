@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mserve.core import blocks_for
-from mserve.kernels import rope_angles
+from mserve.kernels import rope_angles, rope_frequencies
 from mserve.layers import Batch, attention
 from mserve.testing.oracle import hub_tensors, transformers_model
 from mserve.testing.tiny_models import (
@@ -69,7 +69,10 @@ class SparseLayer:
         batch = Batch.build([([1] * LENGTH, 0, range(blocks_for(LENGTH)))], CPU)
         cache = new_cache(SPEC, 128, str(self.dtype).removeprefix("torch."))
         cache.clear(batch.opened_blocks)
-        angles = rope_angles(batch.positions, SPEC.rope_theta, SPEC.rotary_dim)
+        angles = rope_angles(
+            batch.positions,
+            rope_frequencies(SPEC.rope_theta, SPEC.rotary_dim, batch.positions.device),
+        )
         return self.ours(self.hidden, batch, angles, cache)
 
 

@@ -44,13 +44,14 @@ class SumModel:
         keys = cache.plane(0, "key")[:, 0, :, 0]
         weighted = batch.token_ids * (batch.positions + 1)
         keys[batch.slots // BLOCK_TOKENS, batch.slots % BLOCK_TOKENS] = weighted.float()
-        hidden = torch.empty(batch.num_tokens, dtype=torch.float64)
+        parts = []
         for group in batch.groups:
-            for rows, positions, blocks in zip(
-                group.rows, group.positions, group.blocks, strict=True
-            ):
+            sums = []
+            for positions, blocks in zip(group.positions, group.blocks, strict=True):
                 context = keys[blocks].reshape(-1)[: positions[-1] + 1]
-                hidden[rows] = context.double().cumsum(0)[positions]
+                sums.append(context.double().cumsum(0)[positions])
+            parts.append(torch.stack(sums)[..., None])
+        hidden = batch.join(parts)[:, 0]
         hidden[batch.token_ids == self.poison] = torch.nan
         return hidden[:, None]
 

@@ -24,9 +24,6 @@ from mserve.matcher import Vocabulary
 from mserve.models import build_model
 from mserve.parallel import Groups
 from mserve.runner import Runner
-from mserve.text import load_tokenizer
-from mserve.text.dialects import of_family
-from mserve.text.grammar import vocabulary_facts
 from mserve.weights import load
 
 
@@ -89,6 +86,10 @@ def use_threads(
 
 def load_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
     """The tokens, for the rank that follows grammars; ``None`` without a tokenizer."""
+    # Imported late: the rest of the engine needs none of the libraries for text.
+    from mserve.text import load_tokenizer, of_family
+    from mserve.text.grammar import vocabulary_facts
+
     tokenizer = load_tokenizer(checkpoint.path)
     dialect = of_family(checkpoint.spec.family)
     facts = vocabulary_facts(tokenizer, dialect, checkpoint.spec.eos_token_ids)
@@ -125,4 +126,5 @@ def load_runner(
         vocab_size=spec.vocab_size,
         device=device,
         vocabulary=vocabulary,
+        record_decoding=kernels.implementation == "native" and groups.tensor.size == 1,
     )

@@ -16,15 +16,19 @@ from typing import Any, Literal
 import torch
 
 from mserve.kernels import native
+from mserve.kernels.embedding import embedding as embedding_in_torch
+from mserve.kernels.highest import highest as highest_in_torch
 from mserve.kernels.linear import linear as linear_in_torch
 from mserve.kernels.moe import gated_mlp as gated_mlp_in_torch
 from mserve.kernels.moe import run_experts as run_experts_in_torch
 from mserve.kernels.norm_rope import norm_rope as norm_rope_in_torch
 from mserve.kernels.norm_rope import rms_norm_rope as rms_norm_rope_in_torch
 from mserve.kernels.paged_attention import paged_attention as paged_attention_in_torch
+from mserve.kernels.residual import residual_sum as residual_sum_in_torch
 from mserve.kernels.rms_norm import gemma_rms_norm as gemma_rms_norm_in_torch
+from mserve.kernels.rms_norm import mean_squares as mean_squares_in_torch
 from mserve.kernels.rms_norm import rms_norm as rms_norm_in_torch
-from mserve.kernels.rms_norm import sum_squares as sum_squares_in_torch
+from mserve.kernels.rope import rope_angles as rope_angles_in_torch
 from mserve.kernels.router import route as route_in_torch
 from mserve.kernels.select_blocks import select_blocks as select_blocks_in_torch
 from mserve.kernels.sparse_attention import sparse_attention as sparse_attention_in_torch
@@ -52,7 +56,11 @@ rms_norm = Op(rms_norm_in_torch, native.rms_norm)
 gemma_rms_norm = Op(gemma_rms_norm_in_torch, native.gemma_rms_norm)
 norm_rope = Op(norm_rope_in_torch, native.norm_rope)
 rms_norm_rope = Op(rms_norm_rope_in_torch, native.rms_norm_rope)
-sum_squares = Op(sum_squares_in_torch, native.sum_squares)
+mean_squares = Op(mean_squares_in_torch, native.mean_squares)
+rope_angles = Op(rope_angles_in_torch, native.rope_angles)
+embedding = Op(embedding_in_torch, native.embedding)
+residual_sum = Op(residual_sum_in_torch, native.residual_sum)
+highest = Op(highest_in_torch, native.highest)
 write_kv = Op(write_kv_in_torch, native.write_kv)
 select_blocks = Op(select_blocks_in_torch, native.select_blocks)
 paged_attention = Op(paged_attention_in_torch, native.paged_attention)
@@ -67,7 +75,11 @@ OPS = (
     gemma_rms_norm,
     norm_rope,
     rms_norm_rope,
-    sum_squares,
+    mean_squares,
+    rope_angles,
+    embedding,
+    residual_sum,
+    highest,
     write_kv,
     select_blocks,
     paged_attention,

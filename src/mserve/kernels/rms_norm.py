@@ -31,8 +31,10 @@ def gemma_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.T
     return (wide * torch.rsqrt(mean_square + eps) * (1.0 + weight)).to(x.dtype)
 
 
-def sum_squares(x: torch.Tensor, split: int) -> torch.Tensor:
-    """Sums of squares [T, 2] fp32 of ``x`` [T, D] before and from column ``split``: what ranks
-    add up for a norm over all of their columns."""
+def mean_squares(x: torch.Tensor, split: int, counts: tuple[int, int]) -> torch.Tensor:
+    """This rank's part [T, 2] fp32 of the mean squares before and from column ``split`` of ``x``
+    [T, D], over ``counts`` values on all ranks: what ranks add up to norm all of their columns."""
     squares = x.float().square()
-    return torch.stack([squares[:, :split].sum(-1), squares[:, split:].sum(-1)], dim=-1)
+    return torch.stack(
+        [squares[:, :split].sum(-1) / counts[0], squares[:, split:].sum(-1) / counts[1]], dim=-1
+    )

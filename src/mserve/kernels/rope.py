@@ -9,16 +9,20 @@ from __future__ import annotations
 import torch
 
 
+def rope_frequencies(theta: float, rotary_dim: int, device: torch.device) -> torch.Tensor:
+    """Radians per position of each angle, [C] fp32."""
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device)
+    return 1.0 / theta ** (exponents / rotary_dim)
+
+
 def rope_angles(
-    positions: torch.Tensor, theta: float, rotary_dim: int
+    positions: torch.Tensor, frequencies: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine [T, C] fp32 for ``positions`` [T].
+    """Cosine and sine [T, C] fp32 of ``positions`` [T] times ``frequencies`` [C].
 
     Made once per step and shared by all layers: a table for a million positions would hold
     256 MB and be read at random.
     """
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device)
-    frequencies = 1.0 / theta ** (exponents / rotary_dim)
     angles = positions.float()[:, None] * frequencies
     return angles.cos(), angles.sin()
 

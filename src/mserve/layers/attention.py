@@ -86,16 +86,17 @@ class Attention:
             index_query, index_key = self.index.norm(index_rows, angles)
             write_kv(cache.plane(self.layer, "index_key"), batch.slots, index_key)
 
-        attended = torch.empty_like(query)
+        parts = []
         for group in batch.groups:
             place = (keys, values, group.blocks, group.positions)
             if self.index is None or self.index.sees_all(group):
-                part = paged_attention(query[group.rows], *place, self.scale)
+                part = paged_attention(group.take(query), *place, self.scale)
             else:
                 assert index_query is not None
                 chosen = self.index.select(index_query, cache.plane(self.layer, "index_key"), group)
-                part = sparse_attention(query[group.rows], *place, chosen, self.scale)
-            attended[group.rows] = part
+                part = sparse_attention(group.take(query), *place, chosen, self.scale)
+            parts.append(part)
+        attended = batch.join(parts)
         return self.output.linear(attended.flatten(1))
 
     def pieces(self) -> Iterator[Piece]:
@@ -134,7 +135,7 @@ class BlockIndex:
     ) -> torch.Tensor:
         """Logical block numbers [S, L, G, K] for the tokens of ``group``."""
         return select_blocks(
-            index_query[group.rows],
+            group.take(index_query),
             index_plane,
             group.blocks,
             group.positions,

@@ -44,14 +44,19 @@ class BatchSpan:
 class SpanGroup:
     """Spans of equal length that one call of an attention kernel takes together.
 
-    S spans of L tokens: ``rows`` [S, L] int64 into the batch, ``positions`` [S, L] int64,
-    ``blocks`` [S, N] int64 block ids by logical block number, padded with the span's first block.
+    S spans of L tokens: ``rows`` [S, L] int64 into the batch, None if they are all of it in order;
+    ``positions`` [S, L] int64; ``blocks`` [S, N] int64 block ids by logical block number, padded
+    with the span's first block.
     """
 
-    rows: torch.Tensor
+    rows: torch.Tensor | None
     positions: torch.Tensor
     blocks: torch.Tensor
-    max_context: int  # over the spans
+    max_context: int  # tokens; no span has more
+
+    def take(self, x: torch.Tensor) -> torch.Tensor:
+        """This group's tokens [S, L, ...] of ``x`` [T, ...]."""
+        return x.unflatten(0, self.positions.shape) if self.rows is None else x[self.rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,15 @@ class Batch:
     def num_tokens(self) -> int:
         return self.token_ids.shape[0]
 
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The groups' tokens [S, L, ...] put back into their rows [T, ...]."""
+        if self.groups[0].rows is None:
+            return parts[0].flatten(0, 1)
+        joined = parts[0].new_empty((self.num_tokens, *parts[0].shape[2:]))
+        for group, part in zip(self.groups, parts, strict=True):
+            joined[group.rows] = part
+        return joined
+
     @classmethod
     def build(
         cls,
@@ -85,6 +99,7 @@ class Batch:
         first_rows = [0, *accumulate(lengths)]
         records = tuple(map(BatchSpan, first_rows, lengths, starts))
         tables = _block_tables(records, [block_ids for _, _, block_ids in spans])
+        members = _grouped(records)
 
         row_lengths = np.asarray(lengths)
         row_spans = np.repeat(np.arange(len(spans)), row_lengths)
@@ -104,10 +119,31 @@ class Batch:
             slots=tensor(slots),
             spans=records,
             opened_blocks=tensor(opened),
-            groups=tuple(
-                _group([records[i] for i in members], tables[members], tensor)
-                for members in _grouped(records)
+            groups=(
+                (_group(records, tables, tensor, whole=True),)
+                if len(members) == 1
+                else tuple(_group([records[i] for i in m], tables[m], tensor) for m in members)
             ),
+        )
+
+    @classmethod
+    def decoding(
+        cls,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        blocks: torch.Tensor,
+    ) -> Batch:
+        """One token of each of T sequences, over tensors that the caller fills: three of [T] and
+        ``blocks`` [T, N], all int64, of contexts of up to N blocks. What it opens, the caller
+        clears; ``spans`` stays empty, since layers do not ask for it."""
+        return cls(
+            token_ids=token_ids,
+            positions=positions,
+            slots=slots,
+            spans=(),
+            opened_blocks=positions[:0],
+            groups=(SpanGroup(None, positions[:, None], blocks, blocks.shape[1] * BLOCK_TOKENS),),
         )
 
 
@@ -150,12 +186,20 @@ def _fits(spans: Sequence[BatchSpan], group: list[int], number: int) -> bool:
 
 
 def _group(
-    spans: Sequence[BatchSpan], tables: np.ndarray, tensor: Callable[[np.ndarray], torch.Tensor]
+    spans: Sequence[BatchSpan],
+    tables: np.ndarray,
+    tensor: Callable[[np.ndarray], torch.Tensor],
+    *,
+    whole: bool = False,
 ) -> SpanGroup:
     offsets = np.arange(spans[0].length)
     contexts = [span.context_length for span in spans]
     return SpanGroup(
-        rows=tensor(np.asarray([span.first_row for span in spans])[:, None] + offsets),
+        rows=(
+            None
+            if whole
+            else tensor(np.asarray([span.first_row for span in spans])[:, None] + offsets)
+        ),
         positions=tensor(np.asarray([span.start for span in spans])[:, None] + offsets),
         blocks=tensor(np.ascontiguousarray(tables[:, : blocks_for(max(contexts))])),
         max_context=max(contexts),

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from mserve.kernels import residual_sum
 from mserve.layers.attention import Attention
 from mserve.layers.batch import Batch
 from mserve.layers.kv_cache import KVCache
@@ -42,9 +43,9 @@ class DecoderLayer:
         self, hidden: torch.Tensor, batch: Batch, angles: Angles, cache: KVCache
     ) -> torch.Tensor:
         part = self.attention(self.attention_norm(hidden), batch, angles, cache)
-        hidden = hidden + self.group.all_reduce_sum(part)
+        hidden = residual_sum(hidden, self.group.all_reduce_sum(part))
         part = self.mlp(self.mlp_norm(hidden))
-        return hidden + self.group.all_reduce_sum(part)
+        return residual_sum(hidden, self.group.all_reduce_sum(part))
 
     def pieces(self) -> Iterator[Piece]:
         yield from self.attention_norm.pieces(f"{self.name}.input_layernorm.weight")

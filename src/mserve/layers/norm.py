@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from mserve.kernels import gemma_rms_norm, norm_rope, rms_norm, rms_norm_rope, sum_squares
+from mserve.kernels import gemma_rms_norm, mean_squares, norm_rope, rms_norm, rms_norm_rope
 from mserve.layers.shard import EVERY, HeadShare
 from mserve.parallel import Group
 from mserve.weights import Piece
@@ -95,7 +95,7 @@ class PerHeadNorm:
 class FullWidthNorm:
     """M2: queries of all heads normed as one vector, keys as another, over all ranks' heads.
 
-    The price under tensor parallelism is one small all-reduce per layer: two sums per token.
+    The price under tensor parallelism is one small all-reduce per layer: two means per token.
     """
 
     def __init__(
@@ -115,18 +115,16 @@ class FullWidthNorm:
         self.group = group
         self.query_weight = torch.empty(share.num_heads * head_dim, dtype=dtype, device=device)
         self.key_weight = torch.empty(share.num_kv_heads * head_dim, dtype=dtype, device=device)
-        self.widths = torch.tensor(
-            [total_heads * head_dim, total_kv_heads * head_dim], dtype=torch.float32, device=device
-        )
+        self.counts = (total_heads * head_dim, total_kv_heads * head_dim)
 
     def __call__(
         self, query_key: torch.Tensor, angles: Angles
     ) -> tuple[torch.Tensor, torch.Tensor]:
         split = len(self.query_weight)
-        sums = sum_squares(query_key, split)
+        means = mean_squares(query_key, split, self.counts)
         if not self.share.counts_kv:
-            sums[:, 1] = 0.0  # a copied head is summed by the first rank that holds it
-        means = self.group.all_reduce_sum(sums) / self.widths
+            means[:, 1] = 0.0  # a copied head is summed by the first rank that holds it
+        means = self.group.all_reduce_sum(means)
         heads = query_key.unflatten(-1, (-1, self.head_dim))
         first_key = split // self.head_dim
         return (

@@ -1,4 +1,4 @@
-"""The check before serving: one layer of each kind, computed by both sets of kernels.
+"""The check before serving: one layer of each kind and both ends, computed by both sets of kernels.
 
 A kind is an attention, an MLP and the forms their weights are stored in, so each format of a
 checkpoint is checked on its real weights. The context is long enough that block selection drops
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from mserve.core import BLOCK_TOKENS
-from mserve.kernels import compared_kernels, write_kv
+from mserve.kernels import compared_kernels, highest, write_kv
 from mserve.layers.batch import Batch
 from mserve.layers.decoder import Decoder, DecoderLayer
 from mserve.layers.kv_cache import KVCache
@@ -49,11 +49,14 @@ def _check_layer(decoder: Decoder, number: int, cache: KVCache) -> None:
     blocks = torch.arange(num_blocks, device=device)
     cache.clear(blocks)
     generator = torch.Generator().manual_seed(number)
-    like = decoder.embedding(batch.token_ids)
+    with compared_kernels():
+        like = decoder.embedding(batch.token_ids)
     _fill(cache, number, context, like, generator)
     hidden = torch.randn(like.shape, generator=generator).to(like)
+    scores = torch.randn((_TOKENS, 1000), generator=generator).to(device)
     with compared_kernels():
         layer(hidden, batch, decoder.angles(batch.positions), cache)
+        highest(scores)
     cache.clear(blocks)
 
 

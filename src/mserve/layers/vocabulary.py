@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch.nn.functional import embedding, pad
+from torch.nn.functional import pad
 
-from mserve.kernels import linear
+from mserve.kernels import embedding, linear
 from mserve.layers.shard import EVERY
 from mserve.parallel import Group
 from mserve.weights import Piece

@@ -7,22 +7,33 @@ tokens. Does not know where in an answer the grammar begins (``follower``).
 
 from __future__ import annotations
 
-import llguidance
+import functools
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from mserve.core import RequestError
 from mserve.matcher.vocabulary import Vocabulary
 
-# What a row of the parser holds is squared by an ambiguous grammar: at 700 a hostile one takes up
-# to 60 ms for a token, at the library's 2000 it takes seconds. An object with 150 optional
-# properties and 500 tools still fit.
-_LIMITS = llguidance.LLParserLimits(
-    max_items_in_row=700,
-    max_lexer_states=20_000,  # up to 2 kB each, and a request may hold them for minutes
-    max_grammar_size=200_000,
-    verbose_errors=False,
-)
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits
+
 _MAX_MESSAGE_CHARS = 200
+
+
+@functools.cache
+def _limits() -> LLParserLimits:
+    """What a row of the parser holds is squared by an ambiguous grammar: at 700 a hostile one
+    takes up to 60 ms for a token, at the library's 2000 it takes seconds. An object with 150
+    optional properties and 500 tools still fit."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        max_items_in_row=700,
+        max_lexer_states=20_000,  # up to 2 kB each, and a request may hold them for minutes
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )
 
 
 class Matcher:
@@ -33,9 +44,10 @@ class Matcher:
         self._num_words = vocabulary.num_mask_words
         self._eos_ids = vocabulary.facts.eos_ids
         self._num_past_end = 0  # ends of text after the library had stopped by itself
-        self._matcher = llguidance.LLMatcher(
-            vocabulary.tokenizer, grammar, log_level=0, limits=_LIMITS
-        )
+        # Imported late, here and below: an engine that meets no grammar runs without the library.
+        from llguidance import LLMatcher
+
+        self._matcher = LLMatcher(vocabulary.tokenizer, grammar, log_level=0, limits=_limits())
         self._check()
 
     def allowed(self) -> np.ndarray:

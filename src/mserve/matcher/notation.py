@@ -13,9 +13,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import llguidance
-from llguidance.gbnf_to_lark import any_to_lark
-
 from mserve.core import RequestError
 
 
@@ -45,13 +42,17 @@ def escaped(text: str) -> str:
 
 def regex_body(regex: str) -> str:
     """A user's regular expression, to stand between slashes; ``\\d`` and ``\\w`` are ASCII."""
-    body: str = llguidance.regex_to_lark(regex, "dw")
+    from llguidance import regex_to_lark
+
+    body: str = regex_to_lark(regex, "dw")
     return body
 
 
 def from_ebnf(text: str) -> str:
     """A user's grammar in this notation or in that of GBNF (``root ::= ...``), in this one.
     Raises ``RequestError`` if it is neither."""
+    from llguidance.gbnf_to_lark import any_to_lark
+
     try:
         converted: str = any_to_lark(text)
     except RecursionError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import llguidance
 import msgspec
 import numpy as np
 
@@ -30,11 +29,13 @@ class Vocabulary:
     ) -> None:
         """``encode``: the tokenizer. With it, text that the grammar leaves no choice about comes
         in the tokens that the model was trained on; without, in any tokens that spell it."""
+        from llguidance import LLTokenizer, TokenizerWrapper
+
         self.facts = facts
         self.size = max(len(facts.tokens), *(token_id + 1 for token_id in facts.eos_ids))
         self.num_mask_words = (self.size + 31) // 32
-        self.tokenizer = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Tokens(facts, encode)),
+        self.tokenizer = LLTokenizer(
+            TokenizerWrapper(_Tokens(facts, encode)),
             n_vocab=self.size,
             eos_token=list(facts.eos_ids),
         )

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from mserve.checkpoint.spec import ModelSpec
-from mserve.kernels import rope_angles
+from mserve.kernels import rope_angles, rope_frequencies
 from mserve.layers import (
     Attention,
     Decoder,
@@ -41,7 +41,9 @@ def minimax_m2(
         layers=tuple(_layer(number, spec, groups, storage) for number in range(len(spec.layers))),
         norm=RmsNorm(spec.hidden_size, spec.rms_norm_eps, dtype, device),
         head=Head(spec.vocab_size, spec.hidden_size, groups.tensor, dtype, device),
-        angles=partial(rope_angles, theta=spec.rope_theta, rotary_dim=spec.rotary_dim),
+        angles=partial(
+            rope_angles, frequencies=rope_frequencies(spec.rope_theta, spec.rotary_dim, device)
+        ),
     )
 
 

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from mserve.checkpoint.spec import ModelSpec
-from mserve.kernels import rope_angles
+from mserve.kernels import rope_angles, rope_frequencies
 from mserve.layers import (
     Attention,
     BlockIndex,
@@ -45,7 +45,9 @@ def minimax_m3(
         layers=tuple(_layer(number, spec, groups, storage) for number in range(len(spec.layers))),
         norm=GemmaRmsNorm(spec.hidden_size, spec.rms_norm_eps, device),
         head=Head(spec.vocab_size, spec.hidden_size, groups.tensor, dtype, device),
-        angles=partial(rope_angles, theta=spec.rope_theta, rotary_dim=spec.rotary_dim),
+        angles=partial(
+            rope_angles, frequencies=rope_frequencies(spec.rope_theta, spec.rotary_dim, device)
+        ),
     )
 
 

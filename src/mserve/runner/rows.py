@@ -38,6 +38,10 @@ class GrowingIds:
         """The ids so far, int64, not copied."""
         return self._storage[: self._length]
 
+    def __getitem__(self, index: int) -> int:
+        value: int = self._storage[index]
+        return value
+
     def append(self, value: int) -> None:
         if self._length == len(self._storage):
             self._storage = np.concatenate([self._storage, np.empty_like(self._storage)])
@@ -49,9 +53,9 @@ class GrowingIds:
             self.append(value)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Row:
-    """One running request. What its sampling does not need is ``None``."""
+    """One running request, equal to no other. What its sampling does not need is ``None``."""
 
     sampling: SamplingParams
     num_prompt_tokens: int
@@ -105,6 +109,7 @@ class RowTable:
         self.num_outputs = np.zeros(num_rows, dtype=np.int64)
         self.edited = np.zeros(num_rows, dtype=bool)  # a penalty, bias, min_tokens or budget is set
         self.scored = np.zeros(num_rows, dtype=bool)  # logprobs are asked for
+        self._greedy = [True] * num_rows  # nothing but the highest logit counts
 
     def __getitem__(self, row: int) -> Row:
         state = self._rows[row]
@@ -126,6 +131,14 @@ class RowTable:
             edit is not None for edit in (state.counts, state.bias, state.thinking)
         )
         self.scored[row] = sampling.logprobs is not None
+        constrained = sampling.constraint is not None
+        self._greedy[row] = not (
+            self.temperature[row] or self.edited[row] or self.scored[row] or constrained
+        )
+
+    def is_greedy(self, rows: Sequence[int]) -> bool:
+        """Whether each of ``rows`` takes the id of its highest logit and asks for no more."""
+        return all(self._greedy[row] for row in rows)
 
     def append(self, row: int, token_id: int) -> None:
         """The row's successor token was sampled."""

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mserve.kernels import highest
 from mserve.sampler.penalties import LogitEdit, edited
 from mserve.sampler.random import uniform
 from mserve.sampler.ranking import best
@@ -55,11 +56,11 @@ class Sampled:
 def sample(logits_RV: Tensor, inputs: SamplingInputs) -> Sampled:
     """One token per row of fp32 logits, which are unchanged afterwards."""
     with edited(logits_RV, inputs.edits):
-        highest_R, token_ids = logits_RV.max(dim=-1)  # the first of equal values
-        failed = ~torch.isfinite(highest_R)
+        highest_R, token_ids = highest(logits_RV)
         drawn = np.flatnonzero(inputs.temperature > 0.0)
         if len(drawn):
             _draw(logits_RV, inputs, drawn, token_ids)
+        failed = ~torch.isfinite(highest_R)
         return Sampled(token_ids.masked_fill_(failed, 0), failed)
 
 

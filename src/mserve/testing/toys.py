@@ -88,7 +88,7 @@ class BareEngine:
         )
         device = torch.device("cpu")
         kernels = use_threads(config, checkpoint, device, torch.get_num_threads())
-        runner = load_runner(
+        self.runner = load_runner(
             checkpoint,
             config,
             Groups(),
@@ -106,7 +106,7 @@ class BareEngine:
                 eos_token_ids=checkpoint.spec.eos_token_ids if with_grammars else (),
                 enable_prefix_caching=enable_prefix_caching,
             ),
-            runner,
+            self.runner,
         )
 
     def run(self, *requests: tuple[Sequence[int], SamplingParams]) -> list[RequestOutput]:

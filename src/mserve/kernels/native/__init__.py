@@ -3,6 +3,7 @@
     build.py     compiles cpp/ into a shared library; needs a C++ compiler, nothing of Python
     library.py   loads it, chooses instruction set and threads
     ops.py       the ops on tensors
+    tape.py      a step's ops recorded, and played back in one call
     cpp/         the library: no torch, no Python, no OpenMP
 
 Every row of every op has the same bits alone and in any batch, on any number of threads.
@@ -10,6 +11,7 @@ Every row of every op has the same bits alone and in any batch, on any number of
 
 from mserve.kernels.native.build import BuildError, ensure_built
 from mserve.kernels.native.library import (
+    NativeError,
     NativeUnavailable,
     available_isas,
     isa,
@@ -19,46 +21,57 @@ from mserve.kernels.native.library import (
     use_isa,
 )
 from mserve.kernels.native.ops import (
-    NativeError,
+    embedding,
     gated_mlp,
     gemma_rms_norm,
+    highest,
     linear,
+    mean_squares,
     norm_rope,
     paged_attention,
     read,
+    residual_sum,
     rms_norm,
     rms_norm_rope,
+    rope_angles,
     route,
     run_experts,
     select_blocks,
     sparse_attention,
-    sum_squares,
     write_kv,
 )
+from mserve.kernels.native.tape import Arena, Tape, record
 
 __all__ = [
+    "Arena",
     "BuildError",
     "NativeError",
     "NativeUnavailable",
+    "Tape",
     "available_isas",
+    "embedding",
     "ensure_built",
     "gated_mlp",
     "gemma_rms_norm",
+    "highest",
     "isa",
     "library",
     "linear",
+    "mean_squares",
     "norm_rope",
     "num_threads",
     "paged_attention",
     "read",
+    "record",
+    "residual_sum",
     "rms_norm",
     "rms_norm_rope",
+    "rope_angles",
     "route",
     "run_experts",
     "select_blocks",
     "set_num_threads",
     "sparse_attention",
-    "sum_squares",
     "use_isa",
     "write_kv",
 ]

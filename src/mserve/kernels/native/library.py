@@ -21,12 +21,22 @@ _OPS = {
     "mserve_moe": [_P] * 8 + [_N] * 7 + [_I] * 3 + [_F] * 3,
     "mserve_rms_norm": [_P] * 3 + [_N] * 2 + [_F] + [_I] * 2,
     "mserve_norm_rope": [_P] * 6 + [_N] * 6 + [_F, _I, _I],
-    "mserve_sum_squares": [_P] * 2 + [_N] * 4 + [_I],
+    "mserve_mean_squares": [_P] * 2 + [_N] * 6 + [_I],
+    "mserve_embedding": [_P] * 3 + [_N] * 3 + [_I],
+    "mserve_rope_angles": [_P] * 4 + [_N] * 2,
+    "mserve_residual_sum": [_P] * 3 + [_N] * 2 + [_I],
+    "mserve_highest": [_P] * 3 + [_N] * 2,
+    "mserve_tape_begin": [],
+    "mserve_tape_play": [_P],
     "mserve_write_kv": [_P] * 3 + [_N] * 5 + [_I],
     "mserve_route": [_P] * 5 + [_N] * 4 + [_F, _I],
-    "mserve_select_blocks": [_P, _P, _N, _P, _P, _P] + [_N] * 8 + [_I],
-    "mserve_attention": [_P, _P, _N, _P, _N] + [_P] * 4 + [_N] * 7 + [_F, _I],
+    "mserve_select_blocks": [_P, _P, _N, _P, _P, _P] + [_N] * 9 + [_I],
+    "mserve_attention": [_P, _P, _N, _P, _N] + [_P] * 4 + [_N] * 8 + [_F, _I],
 }
+
+
+class NativeError(RuntimeError):
+    """A native op could not run."""
 
 
 class NativeUnavailable(Exception):  # noqa: N818 - a state of the installation, not a failure
@@ -50,6 +60,9 @@ def library() -> ctypes.CDLL:
         raise NativeUnavailable(f"{path.name} cannot be loaded: {error}") from None
     for name, argument_types in _OPS.items():
         getattr(loaded, name).argtypes = argument_types
+    loaded.mserve_tape_end.restype = c_void_p
+    loaded.mserve_tape_free.argtypes = [c_void_p]
+    loaded.mserve_tape_free.restype = None
     loaded.mserve_isa.restype = c_char_p
     loaded.mserve_use_isa.argtypes = [c_char_p]
     loaded.mserve_set_num_threads.argtypes = [c_int]
@@ -57,6 +70,14 @@ def library() -> ctypes.CDLL:
     if wanted and loaded.mserve_use_isa(wanted.encode()):
         raise NativeUnavailable(f"MSERVE_ISA={wanted} is not an instruction set of this machine")
     return loaded
+
+
+def check(status: int) -> None:
+    """What an op returned. Raises ``NativeError``, or ``IndexError`` as torch does."""
+    if status == 2:
+        raise IndexError("a token id is not in the vocabulary")
+    if status:
+        raise NativeError("no memory for a native kernel's intermediate values")
 
 
 def isa() -> str:

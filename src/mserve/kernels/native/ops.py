@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 
 from mserve.kernels.activation import GatedActivation
-from mserve.kernels.native.library import library
+from mserve.kernels.native.library import NativeError, library
+from mserve.kernels.native.library import check as _check
 
 _DTYPES = {torch.bfloat16: 0, torch.float32: 1}
 _ACTIVATIONS = {"silu": 0, "swiglu_oai": 1}
@@ -19,10 +20,6 @@ _ACTIVATIONS = {"silu": 0, "swiglu_oai": 1}
 _MAX_HEAD_WIDTH = 1024
 _MAX_CHOSEN = 64
 _MAX_GROUPS = 16
-
-
-class NativeError(RuntimeError):
-    """A native op could not run."""
 
 
 def read(x: torch.Tensor) -> None:
@@ -191,18 +188,78 @@ def _norm_rope(
     return out
 
 
-def sum_squares(x: torch.Tensor, split: int) -> torch.Tensor:
-    """Sums of squares [T, 2] fp32 of ``x`` [T, D] before and from column ``split``."""
+def mean_squares(x: torch.Tensor, split: int, counts: tuple[int, int]) -> torch.Tensor:
+    """Sums of squares of ``x`` [T, D] before and from column ``split``, over ``counts``: [T, 2]
+    fp32."""
     tokens, width = x.shape
     if width > 1 and x.stride(1) != 1:
-        raise NativeError("sum_squares: the rows of x must be contiguous")
-    sums = torch.empty((tokens, 2), dtype=torch.float32)
+        raise NativeError("mean_squares: the rows of x must be contiguous")
+    means = torch.empty((tokens, 2), dtype=torch.float32)
     _check(
-        library().mserve_sum_squares(
-            x.data_ptr(), sums.data_ptr(), tokens, split, width, x.stride(0), _same_dtype(x)
+        library().mserve_mean_squares(
+            x.data_ptr(), means.data_ptr(), tokens, split, width, x.stride(0), *counts,
+            _same_dtype(x),
+        )
+    )  # fmt: skip
+    return means
+
+
+def embedding(token_ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Rows [T, hidden] of ``weight`` [V, hidden]. ``IndexError`` if an id is not below V."""
+    tokens, (height, width) = len(token_ids), weight.shape
+    _contiguous(token_ids, weight), _typed(token_ids, torch.int64)
+    out = torch.empty((tokens, width), dtype=weight.dtype)
+    _check(
+        library().mserve_embedding(
+            token_ids.data_ptr(), weight.data_ptr(), out.data_ptr(), tokens, height, width,
+            _same_dtype(weight),
+        )
+    )  # fmt: skip
+    return out
+
+
+def rope_angles(
+    positions: torch.Tensor, frequencies: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine [T, C] fp32 of ``positions`` [T] int64 times ``frequencies`` [C] fp32."""
+    _contiguous(positions, frequencies)
+    _typed(positions, torch.int64), _typed(frequencies, torch.float32)
+    shape = (len(positions), len(frequencies))
+    cosine = torch.empty(shape, dtype=torch.float32)
+    sine = torch.empty(shape, dtype=torch.float32)
+    _check(
+        library().mserve_rope_angles(
+            positions.data_ptr(), frequencies.data_ptr(), cosine.data_ptr(), sine.data_ptr(), *shape
         )
     )
-    return sums
+    return cosine, sine
+
+
+def residual_sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """``x`` [T, hidden] plus ``y`` of the same shape and dtype."""
+    _contiguous(x, y)
+    dtype, (rows, width) = _same_dtype(x, y), x.shape
+    out = torch.empty((rows, width), dtype=x.dtype)
+    _check(
+        library().mserve_residual_sum(
+            x.data_ptr(), y.data_ptr(), out.data_ptr(), rows, width, dtype
+        )
+    )
+    return out
+
+
+def highest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values [R] and places [R] int64 of ``scores`` [R, V] fp32, V at least 1."""
+    _contiguous(scores), _typed(scores, torch.float32)
+    rows, width = scores.shape
+    values = torch.empty(rows, dtype=torch.float32)
+    places = torch.empty(rows, dtype=torch.int64)
+    _check(
+        library().mserve_highest(
+            scores.data_ptr(), values.data_ptr(), places.data_ptr(), rows, width
+        )
+    )
+    return values, places
 
 
 def write_kv(plane: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> None:
@@ -264,7 +321,7 @@ def select_blocks(
     chosen_width = min(topk_blocks, blocks.shape[1])
     if groups > _MAX_GROUPS or chosen_width > _MAX_CHOSEN:
         raise NativeError(f"select_blocks: {groups} groups, {chosen_width} blocks are too many")
-    index_query = index_query.contiguous()
+    query_stride = _token_stride(index_query)
     _contiguous(blocks, positions)
     _typed(blocks, torch.int64), _typed(positions, torch.int64)
     chosen = torch.empty((spans, length, groups, chosen_width), dtype=torch.int64)
@@ -274,7 +331,7 @@ def select_blocks(
         library().mserve_select_blocks(
             index_query.data_ptr(), index_plane.data_ptr(), _block_stride(index_plane),
             blocks.data_ptr(), positions.data_ptr(), chosen.data_ptr(),
-            spans, length, blocks.shape[1], groups, width, chosen_width,
+            spans, length, blocks.shape[1], query_stride, groups, width, chosen_width,
             local_blocks, init_blocks, _same_dtype(index_query, index_plane),
         )
     )  # fmt: skip
@@ -319,14 +376,14 @@ def _attention(
     spans, length, heads, width = query.shape
     if width % 2:
         raise NativeError(f"attention: the head width must be even, not {width}")
-    query = query.contiguous()
+    query_stride = _token_stride(query)
     _contiguous(blocks, positions)
     _typed(blocks, torch.int64), _typed(positions, torch.int64)
     chosen_width, chosen_pointer = 0, 0
     if chosen is not None:
         _contiguous(chosen), _typed(chosen, torch.int64)
         chosen_width, chosen_pointer = chosen.shape[3], chosen.data_ptr()
-    out = torch.empty_like(query)
+    out = torch.empty(query.shape, dtype=query.dtype)
     if not out.numel():
         return out
     _check(
@@ -334,11 +391,22 @@ def _attention(
             query.data_ptr(), key_plane.data_ptr(), _block_stride(key_plane),
             value_plane.data_ptr(), _block_stride(value_plane),
             blocks.data_ptr(), positions.data_ptr(), chosen_pointer, out.data_ptr(),
-            spans, length, blocks.shape[1], heads, key_plane.shape[1], width, chosen_width,
-            scale, _same_dtype(query, key_plane, value_plane),
+            spans, length, blocks.shape[1], query_stride, heads, key_plane.shape[1], width,
+            chosen_width, scale, _same_dtype(query, key_plane, value_plane),
         )
     )  # fmt: skip
     return out
+
+
+def _token_stride(query: torch.Tensor) -> int:
+    """Elements between the tokens of ``query`` [S, L, H, D], which may lie apart, evenly."""
+    spans, length, heads, width = query.shape
+    stride = query.stride()
+    apart = stride[1] if length > 1 else stride[0]
+    uneven = spans > 1 and stride[0] != length * apart
+    if uneven or stride[3] != 1 or (heads > 1 and stride[2] != width):
+        raise NativeError("tokens must lie evenly apart, and a token's heads side by side")
+    return apart
 
 
 def _block_stride(plane: torch.Tensor) -> int:
@@ -368,8 +436,3 @@ def _contiguous(*tensors: torch.Tensor) -> None:
     for tensor in tensors:
         if not tensor.is_contiguous():
             raise NativeError(f"a tensor of shape {tuple(tensor.shape)} is not contiguous")
-
-
-def _check(status: int) -> None:
-    if status:
-        raise NativeError("no memory for a native kernel's intermediate values")

@@ -1,11 +1,15 @@
-// The C interface, and the choice of instruction set. Every op returns 0, or 1 without memory.
+// The C interface, and the choice of instruction set. Every op returns 0, 1 without memory, or 2 if
+// a token id is none.
 //
 // Arguments are plain pointers and numbers: the caller (ops.py) has checked shapes and types.
 
 #include <cstring>
+#include <memory>
 #include <new>
+#include <stdexcept>
 
 #include "isa.h"
+#include "tape.h"
 
 #ifndef MSERVE_SOURCE_DIGEST
 #define MSERVE_SOURCE_DIGEST "unknown"
@@ -47,15 +51,28 @@ const Isa* best() {
 
 const Isa* chosen = best();
 
-template <class Args>
-int run(void (*Kernels::*op)(const Args&), const Args& args) noexcept {
+template <class Body>
+int status_of(Body&& body) noexcept {
   try {
     Turn turn;
-    (chosen->kernels->*op)(args);
+    body();
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;
+  } catch (const std::out_of_range&) {
+    return 2;
   }
+}
+
+// Where this thread's ops are written down while they run.
+thread_local std::unique_ptr<Tape> recording;
+
+template <class Args>
+int run(void (*Kernels::*op)(const Args&), const Args& args) noexcept {
+  return status_of([&] {
+    (chosen->kernels->*op)(args);
+    if (recording) recording->add(op, args);
+  });
 }
 
 }  // namespace
@@ -87,6 +104,19 @@ int mserve_num_threads() {
   Turn turn;
   return team_size();
 }
+
+int mserve_tape_begin() {
+  return status_of([] { recording = std::make_unique<Tape>(); });
+}
+
+// What this thread ran since mserve_tape_begin, which the caller owns.
+Tape* mserve_tape_end() { return recording.release(); }
+
+int mserve_tape_play(const Tape* tape) {
+  return status_of([&] { tape->play(*chosen->kernels); });
+}
+
+void mserve_tape_free(Tape* tape) { delete tape; }
 
 int mserve_read(const float* x, int64_t count) {
   return run(&Kernels::read, ReadArgs{x, count});
@@ -125,10 +155,31 @@ int mserve_norm_rope(const void* x, const void* weight, const float* mean_square
                           x_stride, mean_square_stride, eps, Norm(kind), DType(dtype)});
 }
 
-int mserve_sum_squares(const void* x, float* sums, int64_t tokens, int64_t split, int64_t width,
-                       int64_t x_stride, int dtype) {
-  return run(&Kernels::sum_squares,
-             SumSquaresArgs{x, sums, tokens, split, width, x_stride, DType(dtype)});
+int mserve_mean_squares(const void* x, float* means, int64_t tokens, int64_t split, int64_t width,
+                        int64_t x_stride, int64_t first_count, int64_t last_count, int dtype) {
+  return run(&Kernels::mean_squares, MeanSquaresArgs{x, means, tokens, split, width, x_stride,
+                                                     first_count, last_count, DType(dtype)});
+}
+
+int mserve_embedding(const int64_t* ids, const void* weight, void* out, int64_t tokens,
+                     int64_t height, int64_t width, int dtype) {
+  return run(&Kernels::embedding,
+             EmbeddingArgs{ids, weight, out, tokens, height, width, DType(dtype)});
+}
+
+int mserve_rope_angles(const int64_t* positions, const float* frequencies, float* cosine,
+                       float* sine, int64_t tokens, int64_t turned) {
+  return run(&Kernels::rope_angles,
+             AnglesArgs{positions, frequencies, cosine, sine, tokens, turned});
+}
+
+int mserve_residual_sum(const void* x, const void* y, void* out, int64_t rows, int64_t width,
+                        int dtype) {
+  return run(&Kernels::residual_sum, ResidualArgs{x, y, out, rows, width, DType(dtype)});
+}
+
+int mserve_highest(const float* scores, float* values, int64_t* ids, int64_t rows, int64_t width) {
+  return run(&Kernels::highest, HighestArgs{scores, values, ids, rows, width});
 }
 
 int mserve_write_kv(void* plane, const void* x, const int64_t* slots, int64_t block_stride,
@@ -146,24 +197,26 @@ int mserve_route(const void* x, const float* gate, const float* bias, int64_t* i
 
 int mserve_select_blocks(const void* query, const void* keys, int64_t key_block_stride,
                          const int64_t* blocks, const int64_t* positions, int64_t* chosen_blocks,
-                         int64_t spans, int64_t length, int64_t num_blocks, int64_t groups,
-                         int64_t width, int64_t chosen_width, int64_t local_blocks,
+                         int64_t spans, int64_t length, int64_t num_blocks, int64_t query_stride,
+                         int64_t groups, int64_t width, int64_t chosen_width, int64_t local_blocks,
                          int64_t init_blocks, int dtype) {
   return run(&Kernels::select_blocks,
              SelectArgs{query, Plane{keys, key_block_stride}, chosen_blocks,
-                        Spans{blocks, positions, spans, length, num_blocks}, groups, width,
-                        chosen_width, local_blocks, init_blocks, DType(dtype)});
+                        Spans{blocks, positions, spans, length, num_blocks}, query_stride, groups,
+                        width, chosen_width, local_blocks, init_blocks, DType(dtype)});
 }
 
 int mserve_attention(const void* query, const void* keys, int64_t key_block_stride,
                      const void* values, int64_t value_block_stride, const int64_t* blocks,
                      const int64_t* positions, const int64_t* chosen_blocks, void* out,
-                     int64_t spans, int64_t length, int64_t num_blocks, int64_t heads,
-                     int64_t groups, int64_t width, int64_t chosen_width, float scale, int dtype) {
+                     int64_t spans, int64_t length, int64_t num_blocks, int64_t query_stride,
+                     int64_t heads, int64_t groups, int64_t width, int64_t chosen_width,
+                     float scale, int dtype) {
   return run(&Kernels::attention,
              AttentionArgs{query, Plane{keys, key_block_stride}, Plane{values, value_block_stride},
                            chosen_blocks, out, Spans{blocks, positions, spans, length, num_blocks},
-                           heads, groups, width, chosen_width, scale, DType(dtype)});
+                           query_stride, heads, groups, width, chosen_width, scale,
+                           DType(dtype)});
 }
 
 }  // extern "C"

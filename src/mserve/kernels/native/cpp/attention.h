@@ -113,10 +113,12 @@ inline int64_t entry_block(const AttentionArgs& a, int64_t span, int64_t token, 
   return a.chosen[((span * a.at.length + token) * a.groups + group) * a.chosen_width + entry];
 }
 
-inline int64_t query_offset(const AttentionArgs& a, const AttentionItem& item, int64_t row) {
+// Where a row's head begins, in elements, if tokens are `stride` apart.
+inline int64_t head_offset(const AttentionArgs& a, const AttentionItem& item, int64_t row,
+                           int64_t stride) {
   const int64_t per_group = a.heads / a.groups, token = item.first_token + row / per_group;
   const int64_t head = item.group * per_group + row % per_group;
-  return ((item.span * a.at.length + token) * a.heads + head) * a.width;
+  return (item.span * a.at.length + token) * stride + head * a.width;
 }
 
 // Scores of one row become probabilities relative to the row's peak; returns what the sums so far
@@ -221,8 +223,9 @@ void attend(const AttentionArgs& a, const AttentionItem& item, AttentionWork<T>&
     clear(work.open[row], work.width);
     clear(work.closed[row], work.width);
     work.queries[row] =
-        AttentionWork<T>::Kind::row(static_cast<const T*>(a.query) + query_offset(a, item, row),
-                                    a.width, work.copies + row * work.width);
+        AttentionWork<T>::Kind::row(
+            static_cast<const T*>(a.query) + head_offset(a, item, row, a.query_stride), a.width,
+            work.copies + row * work.width);
   }
   const int64_t position = a.at.positions[item.span * a.at.length + item.first_token];
   const auto next = [&](int64_t t) {
@@ -264,7 +267,7 @@ template <class T>
 void write_rows(const AttentionArgs& a, const AttentionItem& item, const Softmax* rows) {
   const int64_t count = (item.last_token - item.first_token) * (a.heads / a.groups);
   for (int64_t row = 0; row < count; ++row) {
-    T* to = static_cast<T*>(a.out) + query_offset(a, item, row);
+    T* to = static_cast<T*>(a.out) + head_offset(a, item, row, a.heads * a.width);
     const F32 total = set1(rows[row].total);
     for (int64_t k = 0; k < a.width; k += kLanes)
       store(to + k, div(load(rows[row].out + k), total), a.width - k);

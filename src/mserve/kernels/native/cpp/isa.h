@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 #include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -22,8 +23,12 @@ struct Kernels {
   void (*moe)(const MoeArgs&);
   void (*rms_norm)(const NormArgs&);
   void (*norm_rope)(const NormRopeArgs&);
-  void (*sum_squares)(const SumSquaresArgs&);
+  void (*mean_squares)(const MeanSquaresArgs&);
   void (*write_kv)(const WriteArgs&);
+  void (*embedding)(const EmbeddingArgs&);
+  void (*rope_angles)(const AnglesArgs&);
+  void (*residual_sum)(const ResidualArgs&);
+  void (*highest)(const HighestArgs&);
   void (*route)(const RouteArgs&);
   void (*select_blocks)(const SelectArgs&);
   void (*attention)(const AttentionArgs&);

@@ -12,6 +12,7 @@ namespace MSERVE_ISA {
 #include "moe.h"
 #include "norm.h"
 #include "panel.h"
+#include "pointwise.h"
 #include "read.h"
 #include "route.h"
 #include "select_blocks.h"
@@ -24,8 +25,12 @@ extern const Kernels kernels{
     moe,
     rms_norm,
     norm_rope,
-    sum_squares,
+    mean_squares,
     write_kv,
+    embedding,
+    rope_angles,
+    residual_sum,
+    highest,
     route,
     select_blocks,
     attention,

@@ -109,18 +109,19 @@ inline void norm_rope(const NormRopeArgs& a) {
 }
 
 template <class T>
-void sum_squares_typed(const SumSquaresArgs& a) {
+void mean_squares_typed(const MeanSquaresArgs& a) {
   for_rows(a.tokens, a.width, [&](Range mine) {
     for (int64_t t = mine.begin; t < mine.end; ++t) {
       const T* x = static_cast<const T*>(a.x) + t * a.x_stride;
-      a.sums[2 * t] = sum_of_squares(x, a.split);
-      a.sums[2 * t + 1] = sum_of_squares(x + a.split, a.width - a.split);
+      a.means[2 * t] = sum_of_squares(x, a.split) / float(a.first_count);
+      a.means[2 * t + 1] =
+          sum_of_squares(x + a.split, a.width - a.split) / float(a.last_count);
     }
   });
 }
 
-inline void sum_squares(const SumSquaresArgs& a) {
-  a.dtype == DType::kFloat32 ? sum_squares_typed<float>(a) : sum_squares_typed<bf16>(a);
+inline void mean_squares(const MeanSquaresArgs& a) {
+  a.dtype == DType::kFloat32 ? mean_squares_typed<float>(a) : mean_squares_typed<bf16>(a);
 }
 
 inline void write_kv(const WriteArgs& a) {

@@ -45,7 +45,8 @@ void score_tile(const SelectArgs& a, const SelectTile& tile, float* scores, floa
   const int64_t first = tile.span * a.at.length + tile.first_token;
   const float* inputs[kSelectTokens * kMaxGroups];
   for (int64_t r = 0; r < rows; ++r)
-    inputs[r] = Singles::row(static_cast<const T*>(a.query) + (first * a.groups + r) * a.width,
+    inputs[r] = Singles::row(static_cast<const T*>(a.query) +
+                                 (first + r / a.groups) * a.query_stride + r % a.groups * a.width,
                              a.width, copies + r * panel_columns(a.width));
   const int64_t position = a.at.positions[first];
   for (int64_t block = tile.first_block; block < tile.last_block; ++block) {

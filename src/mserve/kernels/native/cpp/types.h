@@ -67,23 +67,23 @@ struct Spans {
 
 // Causal attention: over all blocks, or over the chosen ones.
 struct AttentionArgs {
-  const void* query;  // [spans, length, heads, width] of dtype
+  const void* query;  // [spans, length, heads, width] of dtype, token stride query_stride
   Plane key, value;   // [.., groups, kBlockTokens, width] of dtype
   const int64_t* chosen;  // [spans, length, groups, chosen_width] ascending, then -1; or null
-  void* out;              // like query
+  void* out;              // [spans, length, heads, width], contiguous
   Spans at;
-  int64_t heads, groups, width, chosen_width;
+  int64_t query_stride, heads, groups, width, chosen_width;
   float scale;
   DType dtype;
 };
 
 // The blocks that each token and group may read.
 struct SelectArgs {
-  const void* query;  // [spans, length, groups, width] of dtype
+  const void* query;  // [spans, length, groups, width] of dtype, token stride query_stride
   Plane key;          // [.., 1, kBlockTokens, width] of dtype
   int64_t* chosen;    // [spans, length, groups, chosen_width], written
   Spans at;
-  int64_t groups, width, chosen_width, local_blocks, init_blocks;
+  int64_t query_stride, groups, width, chosen_width, local_blocks, init_blocks;
   DType dtype;
 };
 
@@ -116,11 +116,12 @@ struct NormRopeArgs {
   DType dtype;
 };
 
-// sums[t] = sums of squares of x[t, :split] and x[t, split:width].
-struct SumSquaresArgs {
+// means[t] = sums of squares of x[t, :split] and x[t, split:width], over first_count and
+// last_count values, most of which other ranks may hold.
+struct MeanSquaresArgs {
   const void* x;  // [tokens, width] of dtype, row stride x_stride
-  float* sums;    // [tokens, 2]
-  int64_t tokens, split, width, x_stride;
+  float* means;   // [tokens, 2]
+  int64_t tokens, split, width, x_stride, first_count, last_count;
   DType dtype;
 };
 
@@ -131,6 +132,37 @@ struct WriteArgs {
   const int64_t* slots;  // [tokens]: block * kBlockTokens + offset
   int64_t block_stride, tokens, heads, width, x_stride;
   DType dtype;
+};
+
+// out[t] = weight[ids[t]]
+struct EmbeddingArgs {
+  const int64_t* ids;  // [tokens]
+  const void* weight;  // [height, width] of dtype
+  void* out;           // [tokens, width]
+  int64_t tokens, height, width;
+  DType dtype;
+};
+
+struct AnglesArgs {
+  const int64_t* positions;  // [tokens]
+  const float* frequencies;  // [turned]
+  float *cosine, *sine;      // [tokens, turned], written
+  int64_t tokens, turned;
+};
+
+// out = x + y
+struct ResidualArgs {
+  const void *x, *y;  // [rows, width] of dtype
+  void* out;
+  int64_t rows, width;
+  DType dtype;
+};
+
+struct HighestArgs {
+  const float* scores;  // [rows, width]
+  float* values;        // [rows]
+  int64_t* ids;         // [rows]
+  int64_t rows, width;
 };
 
 // Which experts a token goes to.

@@ -1,0 +1,74 @@
+// The ends of a step and what joins its layers: rows of the embedding, rotary angles, the residual
+// sum, and the highest score of each row.
+
+// A token id that is no row of the embedding is std::out_of_range, before anything is written.
+inline void embedding(const EmbeddingArgs& a) {
+  const int64_t bytes = a.width * (a.dtype == DType::kFloat32 ? 4 : 2);
+  for (int64_t t = 0; t < a.tokens; ++t)
+    if (a.ids[t] < 0 || a.ids[t] >= a.height) throw std::out_of_range("token id");
+  for_rows(a.tokens, a.width, [&](Range mine) {
+    for (int64_t t = mine.begin; t < mine.end; ++t)
+      std::memcpy(static_cast<char*>(a.out) + t * bytes,
+                  static_cast<const char*>(a.weight) + a.ids[t] * bytes, size_t(bytes));
+  });
+}
+
+inline void rope_angles(const AnglesArgs& a) {
+  // an angle costs about as much as sixteen elements of a norm
+  for_rows(a.tokens, a.turned * 16, [&](Range mine) {
+    for (int64_t t = mine.begin; t < mine.end; ++t)
+      for (int64_t c = 0; c < a.turned; ++c) {
+        const float angle = float(a.positions[t]) * a.frequencies[c];
+        a.cosine[t * a.turned + c] = std::cos(angle);
+        a.sine[t * a.turned + c] = std::sin(angle);
+      }
+  });
+}
+
+template <class T>
+void residual_sum_typed(const ResidualArgs& a) {
+  for_rows(a.rows, a.width, [&](Range mine) {
+    const auto *x = static_cast<const T*>(a.x), *y = static_cast<const T*>(a.y);
+    const int64_t end = mine.end * a.width;
+    for (int64_t k = mine.begin * a.width; k < end; k += kLanes)
+      store(static_cast<T*>(a.out) + k, add(load(x + k, end - k), load(y + k, end - k)), end - k);
+  });
+}
+
+inline void residual_sum(const ResidualArgs& a) {
+  a.dtype == DType::kFloat32 ? residual_sum_typed<float>(a) : residual_sum_typed<bf16>(a);
+}
+
+constexpr int64_t kScoreRun = 1024;
+
+// The first of equal scores; the first NaN if there is one. Runs of a row are compared by their
+// highest, and only the winning run is searched for the place.
+inline void highest_of_row(const float* x, int64_t width, float& value, int64_t& id) {
+  F32 numbers = zero();  // NaN once a NaN went by; infinities do not count
+  int64_t winner = 0;
+  value = -INFINITY;
+  for (int64_t begin = 0; begin < width; begin += kScoreRun) {
+    const int64_t end = std::min(begin + kScoreRun, width);
+    F32 best = set1(-INFINITY);
+    for (int64_t k = begin; k < end; k += kLanes) {
+      const F32 score = first_or(load(x + k, end - k), end - k, set1(-INFINITY));
+      const F32 bounded = max(set1(-1.0f), min(set1(1.0f), score));
+      numbers = fma(bounded, zero(), numbers);
+      best = max(score, best);
+    }
+    if (max_of(best) > value) value = max_of(best), winner = begin;
+  }
+  if (sum(numbers) != 0.0f) {
+    for (id = 0; x[id] == x[id];) ++id;
+    value = x[id];
+    return;
+  }
+  for (id = winner; x[id] != value;) ++id;
+}
+
+inline void highest(const HighestArgs& a) {
+  for_rows(a.rows, a.width, [&](Range mine) {
+    for (int64_t m = mine.begin; m < mine.end; ++m)
+      highest_of_row(a.scores + m * a.width, a.width, a.values[m], a.ids[m]);
+  });
+}
