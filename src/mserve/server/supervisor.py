@@ -82,9 +82,13 @@ class Supervisor:
         link = SocketLink()
         client = self._service.client
         try:
-            # Its own session: Ctrl-C in a terminal must reach the server alone, which drains.
+            # Its own session: Ctrl-C in a terminal must reach the server alone, which drains. And
+            # its own place for temporary files: what it leaves when it is killed goes with them.
             process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=PIPE, start_new_session=True
+                *self._command,
+                stdin=PIPE,
+                start_new_session=True,
+                env={**os.environ, "TMPDIR": str(link.directory)},
             )
         except OSError:
             link.close()

@@ -37,12 +37,13 @@ class Link(Protocol):
 
 
 class SocketLink:
-    """Binds two zmq sockets in a directory that only this user can enter."""
+    """Binds two zmq sockets in ``directory``, which only this user can enter and which is removed
+    with all that it holds when the link is closed."""
 
     def __init__(self) -> None:
-        self._directory = _private_directory()
-        self.inbox = f"ipc://{self._directory}/to-engine"
-        self.outbox = f"ipc://{self._directory}/from-engine"
+        self.directory = _private_directory()
+        self.inbox = f"ipc://{self.directory}/to-engine"
+        self.outbox = f"ipc://{self.directory}/from-engine"
         self._context = zmq.Context(io_threads=1)
         self._push = self._context.socket(zmq.PUSH)
         self._pull = self._context.socket(zmq.PULL)
@@ -85,7 +86,7 @@ class SocketLink:
         if self._loop is not None:
             self._loop.remove_reader(self._descriptor())
         self._context.destroy()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _descriptor(self) -> int:
         return int(self._pull.getsockopt(zmq.FD))
