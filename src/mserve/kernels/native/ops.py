@@ -44,7 +44,7 @@ def linear(x: torch.Tensor, weight: Matrix, out_dtype: torch.dtype | None = None
     """
     rows, inner = x.shape
     outer = weight.shape[0]
-    values, scales, storage = _stored(x.dtype, weight)
+    values, scales, storage = _stored(x, weight)
     parts = weight.part_rows if isinstance(weight, Fp8BlockMatrix) else ()
     if inner > 1 and rows and x.stride(1) != 1:
         raise NativeError("linear: the rows of x must be contiguous")
@@ -87,7 +87,7 @@ def run_experts(
     for matrix in (gate_up, *(shared or ())[:1]):
         if isinstance(matrix, Fp8BlockMatrix) and matrix.part_rows != _halves(matrix):
             raise NativeError(f"run_experts: gate and up have {matrix.part_rows} rows, not halves")
-    stored = [_stored(hidden.dtype, matrix) for matrix in matrices]
+    stored = [_stored(hidden, matrix) for matrix in matrices]
     storage = stored[0][2]
     if any(one[2] != storage for one in stored):
         raise NativeError("run_experts: all matrices must be stored alike")
@@ -97,7 +97,8 @@ def run_experts(
     out = torch.empty((rows, width), dtype=out_dtype)
     _check(
         library().mserve_moe(
-            hidden.data_ptr(), *places, ids.data_ptr(), weights.data_ptr(), out.data_ptr(), rows, width, inner, shared_inner, experts, first_expert, ids.shape[1],
+            hidden.data_ptr(), *places, ids.data_ptr(), weights.data_ptr(), out.data_ptr(),
+            rows, width, inner, shared_inner, experts, first_expert, ids.shape[1],
             _same_dtype(hidden), _DTYPES[out_dtype], storage, _ACTIVATIONS[activation.kind],
             activation.alpha, activation.limit, activation.beta,
         )
@@ -124,11 +125,11 @@ def gated_mlp(
     )
 
 
-def _stored(dtype: torch.dtype, matrix: Matrix) -> tuple[int, int, int]:
-    """Where the values and the scales of a matrix or stack are, and the number of its form."""
+def _stored(x: torch.Tensor, matrix: Matrix) -> tuple[int, int, int]:
+    """Where the values and the scales of a matrix or stack are that meets ``x``, and the number
+    of its form."""
     if isinstance(matrix, torch.Tensor):
-        if matrix.dtype is not dtype:
-            raise NativeError(f"the weight is {matrix.dtype}, its input {dtype}")
+        _same_dtype(x, matrix)
         _contiguous(matrix)
         return matrix.data_ptr(), 0, 0
     _contiguous(matrix.packed, matrix.scale)

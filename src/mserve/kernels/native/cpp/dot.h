@@ -94,8 +94,7 @@ inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice,
   if constexpr (kScaled) {
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c)
-        sums[r][c] = slice.first ? mul(sums[r][c], set1(factors[c]))
-                                 : fma(sums[r][c], set1(factors[c]), state[r * C + c]);
+        sums[r][c] = fma(sums[r][c], set1(factors[c]), slice.first ? zero() : state[r * C + c]);
   }
   if (!slice.last) {
     for (int r = 0; r < R; ++r)

@@ -88,50 +88,64 @@ struct Bf16x64 {
   __m512i low, high;  // the first and the last 32
 };
 
-// 64 codes as bf16, by looking up both bytes of each.
-inline Bf16x64 widen_e4m3(__m512i codes) {
-  const auto table = [](const E4m3Bytes& t, int half) {
-    return _mm512_load_si512(t.bytes + 64 * half);
-  };
-  // so that interleaving bytes within 128-bit lanes leaves the values in their order
-  const __m512i apart =
-      _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), codes);
-  const __m512i low = _mm512_permutex2var_epi8(table(kE4m3Low, 0), apart, table(kE4m3Low, 1));
-  __m512i high = _mm512_permutex2var_epi8(table(kE4m3High, 0), apart, table(kE4m3High, 1));
-  // high | (apart & sign)
-  high = _mm512_ternarylogic_epi32(high, apart, _mm512_set1_epi8(int8_t(0x80)), 0xf8);
-  return {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+// The compiler must not rebuild a constant from a scalar in every turn of a loop.
+inline __m512i kept(__m512i constant) {
+  asm("" : "+v"(constant));
+  return constant;
 }
 
-inline void expand_e4m3(bf16* to, const uint8_t* codes) {
-  const Bf16x64 values = widen_e4m3(_mm512_loadu_si512(codes));
-  _mm512_storeu_si512(to, values.low);
-  _mm512_storeu_si512(to + 32, values.high);
+struct Exponents {
+  int16_t words[256];
+};
+// What multiplying by 2^(scale - 127) adds to a bf16 number's bits.
+constexpr Exponents exponents() {
+  Exponents table{};
+  for (int scale = 0; scale < 256; ++scale) table.words[scale] = int16_t((scale - 127) * 128);
+  return table;
 }
+constexpr Exponents kExponents = exponents();
 
 // Whether 2^(scale - 127) leaves every code but 0 and NaN a normal bf16 number.
 inline bool stays_normal(uint8_t scale) { return scale >= 10 && scale <= 246; }
 
-// 64 codes under two scales. Multiplying by a power of two adds to the exponent; zeros and NaN, and
-// groups that would leave the range of exponents, are treated by value.
-inline void expand_mxfp8(bf16* to, const uint8_t* codes, const uint8_t* scales) {
-  if (!stays_normal(scales[0]) || !stays_normal(scales[1])) {
-    for (int64_t i = 0; i < 64; i += kLanes)
-      store(to + i, mul(load_e4m3(codes + i), set1(power_of_scale(scales[i / 32]))));
-    return;
+// Codes to bf16, 64 at a time, by looking up both bytes of each. Holds the tables in registers.
+struct E4m3Lookup {
+  E4m3Lookup() {}  // written out: an implicit one is not compiled for this instruction set
+  const __m512i low0 = kept(_mm512_load_si512(kE4m3Low.bytes));
+  const __m512i low1 = kept(_mm512_load_si512(kE4m3Low.bytes + 64));
+  const __m512i high0 = kept(_mm512_load_si512(kE4m3High.bytes));
+  const __m512i high1 = kept(_mm512_load_si512(kE4m3High.bytes + 64));
+  // so that interleaving bytes within 128-bit lanes leaves the values in their order
+  const __m512i lanes = kept(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
+  const __m512i sign = kept(_mm512_set1_epi8(int8_t(0x80)));
+  const __m512i one = kept(_mm512_set1_epi8(1));
+  const __m512i below_nan = kept(_mm512_set1_epi8(int8_t(253)));
+
+  Bf16x64 values(__m512i codes) const {
+    const __m512i apart = _mm512_permutexvar_epi64(lanes, codes);
+    const __m512i low = _mm512_permutex2var_epi8(low0, apart, low1);
+    const __m512i size = _mm512_permutex2var_epi8(high0, apart, high1);
+    const __m512i high = _mm512_ternarylogic_epi32(size, apart, sign, 0xf8);  // size | apart & sign
+    return {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
   }
-  const __m512i packed = _mm512_loadu_si512(codes);
-  const Bf16x64 values = widen_e4m3(packed);
-  // twice the code, less one: the sign is shifted out, 0 becomes 255 and NaN 253
-  const __m512i twice = _mm512_add_epi8(packed, packed);
-  const __mmask64 numbers = _mm512_cmplt_epu8_mask(
-      _mm512_sub_epi8(twice, _mm512_set1_epi8(1)), _mm512_set1_epi8(int8_t(253)));
-  const auto exponent = [](uint8_t scale) {
-    return _mm512_set1_epi16(int16_t((scale - 127) * 128));
-  };
-  _mm512_storeu_si512(to, _mm512_mask_add_epi16(values.low, __mmask32(numbers), values.low,
-                                                exponent(scales[0])));
-  _mm512_storeu_si512(to + 32, _mm512_mask_add_epi16(values.high, __mmask32(numbers >> 32),
-                                                     values.high, exponent(scales[1])));
+
+  // Under two scales that stay normal. Multiplying by a power of two adds to the exponent of all
+  // but zeros and NaN.
+  Bf16x64 values(__m512i codes, const uint8_t* scales) const {
+    const Bf16x64 plain = values(codes);
+    // twice the code, less one: the sign is shifted out, 0 becomes 255 and NaN 253
+    const __m512i twice = _mm512_sub_epi8(_mm512_add_epi8(codes, codes), one);
+    const __mmask64 numbers = _mm512_cmplt_epu8_mask(twice, below_nan);
+    const __m512i first = _mm512_set1_epi16(kExponents.words[scales[0]]);
+    const __m512i second = _mm512_set1_epi16(kExponents.words[scales[1]]);
+    return {
+        _mm512_mask_add_epi16(plain.low, __mmask32(numbers), plain.low, first),
+        _mm512_mask_add_epi16(plain.high, __mmask32(numbers >> 32), plain.high, second)};
+  }
+};
+
+inline void store(bf16* to, Bf16x64 values) {
+  _mm512_storeu_si512(to, values.low);
+  _mm512_storeu_si512(to + 32, values.high);
 }
 #endif

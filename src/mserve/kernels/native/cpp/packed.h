@@ -60,16 +60,20 @@ struct Mxfp8 {
                number * parts.rows() * (inner / kMxfp8Group)),
         inner(inner) {}
 
+  const uint8_t* row_scales(int64_t row) const { return scales + row * (inner / kMxfp8Group); }
+
   void expand(int64_t row, int64_t begin, int64_t end, T* to) const {
-    const uint8_t* from = codes + row * inner;
-    const uint8_t* scale = scales + row * (inner / kMxfp8Group);
+    const uint8_t *from = codes + row * inner, *scale = row_scales(row);
     int64_t k = begin;
 #if defined(MSERVE_BF16_PAIRS)
-    if constexpr (std::is_same_v<T, bf16>)
-      for (; k + 2 * kMxfp8Group <= end; k += 2 * kMxfp8Group) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      const E4m3Lookup lookup;
+      for (; k + 64 <= end && stays_normal(scale[k >> 5]) && stays_normal(scale[(k >> 5) + 1]);
+           k += 64) {
         prefetch(from + k + kAheadBytes);
-        expand_mxfp8(to + k - begin, from + k, scale + k / kMxfp8Group);
+        store(to + k - begin, lookup.values(_mm512_loadu_si512(from + k), scale + (k >> 5)));
       }
+    }
 #endif
     for (; k < end; k += kMxfp8Group) {
       prefetch(from + k + kAheadBytes);
@@ -78,6 +82,26 @@ struct Mxfp8 {
         store(to + i - begin, mul(load_e4m3(from + i), power));
     }
   }
+
+#if defined(MSERVE_BF16_PAIRS)
+  // A row whose values come straight into registers, 64 from column k on.
+  struct Row {
+    const uint8_t *codes, *scales;
+    Bf16x64 load(const E4m3Lookup& lookup, int64_t k) const {
+      return lookup.values(_mm512_loadu_si512(codes + k), scales + (k >> 5));
+    }
+    F32 factor(int64_t) const { return set1(1.0f); }
+  };
+  Row row(int64_t number) const { return {codes + number * inner, row_scales(number)}; }
+  // Scales that need treatment by value are seldom, and not worth a branch per group.
+  bool fits_registers(int64_t number) const {
+    const uint8_t* scale = row_scales(number);
+    bool normal = true;
+    for (int64_t group = 0; group < inner / kMxfp8Group; ++group)
+      normal &= stays_normal(scale[group]);
+    return normal;
+  }
+#endif
 };
 
 template <class T>
@@ -107,11 +131,13 @@ struct Fp8Block {
     const uint8_t* from = codes + row * inner;
     int64_t k = begin;
 #if defined(MSERVE_BF16_PAIRS)
-    if constexpr (std::is_same_v<T, bf16>)
+    if constexpr (std::is_same_v<T, bf16>) {
+      const E4m3Lookup lookup;
       for (; k + 64 <= end; k += 64) {
         prefetch(from + k + kAheadBytes);
-        expand_e4m3(to + k - begin, from + k);
+        store(to + k - begin, lookup.values(_mm512_loadu_si512(from + k)));
       }
+    }
 #endif
     for (; k + kLanes <= end; k += kLanes) {
       prefetch(from + k + kAheadBytes);
@@ -119,6 +145,19 @@ struct Fp8Block {
     }
     if (k < end) store(to + k - begin, load_e4m3(from + k, end - k), end - k);
   }
+
+#if defined(MSERVE_BF16_PAIRS)
+  struct Row {
+    const uint8_t* codes;
+    const float* factors;
+    Bf16x64 load(const E4m3Lookup& lookup, int64_t k) const {
+      return lookup.values(_mm512_loadu_si512(codes + k));
+    }
+    F32 factor(int64_t k) const { return set1(factors[k >> 7]); }
+  };
+  Row row(int64_t number) const { return {codes + number * inner, row_factors(number)}; }
+  bool fits_registers(int64_t) const { return true; }
+#endif
 };
 
 // Columns that are expanded at a time where one tile of rows takes them: few enough to be still on
@@ -155,11 +194,87 @@ inline void dot_expanded(const typename W::Element* const* x, int64_t rows, cons
   }
 }
 
+#if defined(MSERVE_BF16_PAIRS)
+// The same for few rows of x, without the way through the cache: the same operands meet the same
+// sums in the same order, so it does not show which of the two ran.
+template <int R, int C, class W>
+inline void dot_in_registers(const bf16* const* x, const W& w, int64_t n, float* out) {
+  using D = Dot<bf16>;
+  constexpr int64_t kUnit = W::kScaledSums ? kFp8Block : 64;
+  F32 sums[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) sums[r][c] = zero();
+  const E4m3Lookup lookup;
+  typename W::Row w_rows[C];
+  for (int c = 0; c < C; ++c) w_rows[c] = w.row(n + c);
+  const auto begin_part = [](F32 sum) { return W::kScaledSums ? zero() : sum; };
+  const auto end_part = [&](F32 part, const typename W::Row& row, int64_t k, F32 sum) {
+    return W::kScaledSums ? fma(part, row.factor(k), sum) : part;
+  };
+
+  const int64_t inner = w.inner;
+  int64_t k = 0;
+  for (; k + kUnit <= inner; k += kUnit)
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      F32 part[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) part[r] = begin_part(sums[r][c]);
+#pragma GCC unroll 2
+      for (int64_t i = k; i < k + kUnit; i += 64) {
+        prefetch(w_rows[c].codes + i + kAheadBytes);
+        const Bf16x64 values = w_rows[c].load(lookup, i);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          part[r] = D::multiply_add(D::load(x[r] + i), (__m512bh)values.low, part[r]);
+          part[r] = D::multiply_add(D::load(x[r] + i + 32), (__m512bh)values.high, part[r]);
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sums[r][c] = end_part(part[r], w_rows[c], k, sums[r][c]);
+    }
+  if (k < inner)
+    for (int c = 0; c < C; ++c) {
+      alignas(64) bf16 rest[kUnit];
+      w.expand(n + c, k, inner, rest);
+      for (int r = 0; r < R; ++r) {
+        F32 part = begin_part(sums[r][c]);
+        for (int64_t i = k; i < inner; i += D::kStep)
+          part = D::multiply_add(D::load(x[r] + i, inner - i), D::load(rest + i - k, inner - i),
+                                 part);
+        sums[r][c] = end_part(part, w_rows[c], k, sums[r][c]);
+      }
+    }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) out[r * kColumns + c] = sum(sums[r][c]);
+}
+
+// For 1 to R rows of x.
+template <int R, int C, class W>
+inline void dot_in_registers_of(int64_t rows, const bf16* const* x, const W& w, int64_t n,
+                                float* out) {
+  if constexpr (R > 1) {
+    if (rows < R) return dot_in_registers_of<R - 1, C>(rows, x, w, n, out);
+  }
+  dot_in_registers<R, C>(x, w, n, out);
+}
+#endif
+
 // out[m * kColumns + c] = x[m] . w[n + c], for all rows of x and `columns` <= kColumns rows of w.
 template <class W>
 inline void dot_rows(const typename W::Element* const* x, int64_t rows, const W& w, int64_t n,
                      int64_t columns, float* out) {
   int64_t c = 0;
+#if defined(MSERVE_BF16_PAIRS)
+  if constexpr (std::is_same_v<typename W::Element, bf16>)
+    for (; c + 4 <= columns && rows <= kTileRows; c += 4) {
+      if (w.fits_registers(n + c) && w.fits_registers(n + c + 1) && w.fits_registers(n + c + 2) &&
+          w.fits_registers(n + c + 3))
+        dot_in_registers_of<kTileRows, 4>(rows, x, w, n + c, out + c);
+      else
+        dot_expanded<4>(x, rows, w, n + c, out + c);
+    }
+#endif
   for (; c + 4 <= columns; c += 4) dot_expanded<4>(x, rows, w, n + c, out + c);
   for (; c < columns; ++c) dot_expanded<1>(x, rows, w, n + c, out + c);
 }
