@@ -1,6 +1,7 @@
 """Speed of the native CPU kernels against this machine's read bandwidth, measured in the same run.
 
     python benchmarks/kernels.py [--threads N] [--repeats N] [--preset m2-bench|m3-bench|m2|m3]
+                                 [--form plain|mxfp8|fp8 ...]
 
 Weights and caches are rotated through more memory than the caches hold, as in decoding. Each
 figure is the best of many short runs, which on a shared machine is the only one that repeats;
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mserve.kernels import GatedActivation, native
+from mserve.kernels import Fp8BlockMatrix, GatedActivation, Matrix, Mxfp8Matrix, native
 
 ROTATED_BYTES = 512 << 20
 READ_BYTES = 8 << 20
@@ -45,6 +46,7 @@ SHAPES = {
     "m3": Shape(6144, 64, 4, 16, 4, 3072, 3072, True),
 }
 HEAD = 128
+FORMS = ("plain", "mxfp8", "fp8")
 
 
 class Bench:
@@ -86,38 +88,72 @@ def copies(*shape: int) -> torch.Tensor:
     return torch.empty((count, *shape), dtype=BF16).uniform_(-0.05, 0.05)
 
 
-def bench_linear(bench: Bench, shape: Shape) -> None:
+@dataclass(frozen=True)
+class Weights:
+    """Many equal matrices, or stacks of them, and the bytes of one value with its scale."""
+
+    matrices: list[Matrix]
+    value_bytes: float
+
+    def __getitem__(self, number: int) -> Matrix:
+        return self.matrices[number % len(self.matrices)]
+
+
+def weights(form: str, *shape: int, part_rows: tuple[int, ...] = ()) -> Weights:
+    """Rotated bytes' worth of matrices ``shape``; ``part_rows`` as block FP8 wants them."""
+    if form == "plain":
+        return Weights(list(copies(*shape)), 2)
+    *experts, rows, width = shape
+    count = max(2, ROTATED_BYTES // int(torch.tensor(shape).prod()))
+    codes = torch.randint(0, 127, (count, *shape), dtype=torch.uint8).view(torch.float8_e4m3fn)
+    if form == "mxfp8":
+        scales = torch.randint(110, 120, (count, *experts, rows, width // 32), dtype=torch.uint8)
+        matrices = [Mxfp8Matrix(*pair) for pair in zip(codes, scales, strict=True)]
+        return Weights(list(matrices), 1 + 1 / 32)
+    heights = part_rows or (rows,)
+    blocks = sum(-(-height // 128) for height in heights)
+    factors = torch.rand((count, *experts, blocks, -(-width // 128)))
+    pairs = zip(codes, factors, strict=True)
+    return Weights([Fp8BlockMatrix(*pair, heights) for pair in pairs], 1 + 4 / 128**2)
+
+
+def bench_linear(bench: Bench, shape: Shape, form: str) -> None:
     outer = (shape.heads + 2 * shape.groups) * HEAD
-    weights = copies(outer, shape.hidden)
+    stored = weights(form, outer, shape.hidden)
     for rows in (1, 2, 4, 8, 16, 64, 256):
         x = torch.randn(rows, shape.hidden).to(BF16)
-        seconds = bench.best_s(lambda i, x=x: native.linear(x, weights[i % len(weights)]))
+        seconds = bench.best_s(lambda i, x=x: native.linear(x, stored[i]))
         size = outer * shape.hidden
-        bench.show(f"linear {rows} x {shape.hidden} -> {outer}", seconds, 2 * size, 2 * rows * size)
+        name = f"{form} linear {rows} x {shape.hidden} -> {outer}"
+        bench.show(name, seconds, stored.value_bytes * size, 2 * rows * size)
 
 
-def bench_experts(bench: Bench, shape: Shape) -> None:
-    gate_up = copies(shape.experts, 2 * shape.inner, shape.hidden)
-    down = copies(shape.experts, shape.hidden, shape.inner)
+def bench_experts(bench: Bench, shape: Shape, form: str) -> None:
+    halves = (shape.inner, shape.inner)
+    gate_up = weights(form, shape.experts, 2 * shape.inner, shape.hidden, part_rows=halves)
+    down = weights(form, shape.experts, shape.hidden, shape.inner)
     shared = None
     if shape.shared:
-        shared = (copies(2 * shape.shared, shape.hidden), copies(shape.hidden, shape.shared))
+        shared = (
+            weights(form, 2 * shape.shared, shape.hidden, part_rows=(shape.shared,) * 2),
+            weights(form, shape.hidden, shape.shared),
+        )
     activation = GatedActivation("silu")
     for rows in (1, 4, 16, 256):
         x = torch.randn(rows, shape.hidden).to(BF16)
         choices = [torch.randperm(shape.experts)[: shape.chosen].sort().values for _ in range(rows)]
         ids = torch.stack(choices)
-        weights = torch.rand(rows, shape.chosen)
+        shares = torch.rand(rows, shape.chosen)
 
-        def run(i: int, x=x, ids=ids, weights=weights) -> None:
-            one = i % min(len(gate_up), len(down))
-            both = shared and (shared[0][i % len(shared[0])], shared[1][i % len(shared[1])])
-            native.run_experts(x, ids, weights, gate_up[one], down[one], activation, 0, both, BF16)
+        def run(i: int, x=x, ids=ids, shares=shares) -> None:
+            both = shared and (shared[0][i], shared[1][i])
+            native.run_experts(x, ids, shares, gate_up[i], down[i], activation, 0, both, BF16)
 
         size = 3 * shape.hidden
         read = size * (len(ids.unique()) * shape.inner + shape.shared)
         work = size * rows * (shape.chosen * shape.inner + shape.shared)
-        bench.show(f"experts, {rows} tokens", bench.best_s(run), 2 * read, 2 * work)
+        name = f"{form} experts, {rows} tokens"
+        bench.show(name, bench.best_s(run), gate_up.value_bytes * read, 2 * work)
 
 
 def bench_attention(bench: Bench, shape: Shape, context: int, length: int) -> None:
@@ -166,13 +202,15 @@ def main() -> None:
     parser.add_argument("--preset", choices=SHAPES, default="m3-bench")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--form", nargs="+", choices=FORMS, default=FORMS)
     options = parser.parse_args()
     torch.manual_seed(0)
     shape = SHAPES[options.preset]
     bench = Bench(options.threads, options.repeats)
     print(f"{options.preset}: {native.isa()}, {options.threads} threads")
-    bench_linear(bench, shape)
-    bench_experts(bench, shape)
+    for form in options.form:
+        bench_linear(bench, shape, form)
+        bench_experts(bench, shape, form)
     bench_attention(bench, shape, 4096, 1)
     bench_attention(bench, shape, 32768, 1)
     bench_attention(bench, shape, 4096, 512)

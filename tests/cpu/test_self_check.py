@@ -5,28 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
+from mserve.checkpoint import QuantSpec
 from mserve.core import SetupError
 from mserve.kernels import choose, use_kernels
 from mserve.layers import check_kernels
 from mserve.testing.tiny_models import load_model, m2_spec, m3_spec, new_cache, random_tensors
 
-M2, M3 = m2_spec(), m3_spec()
+# a width that MXFP8 can store: a multiple of 32
+M2, M3 = m2_spec(hidden_size=64), m3_spec(hidden_size=64)
 
 
-def check(spec: Any, dtype: str = "float32") -> list[int]:
+def check(spec: Any, dtype: str = "float32", stored: str = "plain") -> list[int]:
+    """The check of a model of ``spec`` whose matrices are converted to ``stored``."""
     use_kernels("native")
-    model = load_model(spec, random_tensors(spec, seed=1), dtype=getattr(torch, dtype))
+    tensors = random_tensors(spec, seed=1)
+    quantization = QuantSpec(stored, on_load=stored != "plain")
+    spec = msgspec.structs.replace(spec, quantization=quantization)
+    model = load_model(spec, tensors, dtype=getattr(torch, dtype))
     with torch.inference_mode():
         return check_kernels(model, new_cache(spec, 32, dtype))
 
 
+@pytest.mark.parametrize("stored", ["plain", "mxfp8", "fp8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("spec", [M2, M3], ids=["m2", "m3"])
-def test_right_kernels_pass_and_every_kind_of_layer_is_run(spec: Any, dtype: str) -> None:
-    checked = check(spec, dtype)
+def test_right_kernels_pass_and_every_kind_of_layer_is_run(
+    spec: Any, dtype: str, stored: str
+) -> None:
+    checked = check(spec, dtype, stored)
     assert {spec.layers[number] for number in checked} == set(spec.layers)
 
 
@@ -52,6 +62,19 @@ def test_a_wrong_kernel_is_named(
     with pytest.raises(SetupError, match=op.name):
         check(M2)
         check(M3)
+
+
+@pytest.mark.parametrize("stored", ["mxfp8", "fp8"])
+@pytest.mark.parametrize(
+    "op", [choose.linear, choose.gated_mlp, choose.run_experts], ids=lambda op: op.name
+)
+def test_packed_matrices_go_through_the_checked_kernels(
+    op: choose.Op, stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = op.native
+    monkeypatch.setattr(op, "native", lambda *args, **kwargs: halved(right(*args, **kwargs)))
+    with pytest.raises(SetupError, match=op.name):
+        check(M3, stored=stored)
 
 
 def test_a_cache_write_that_writes_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

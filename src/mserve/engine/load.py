@@ -75,11 +75,12 @@ def use_threads(
     """Give this rank ``threads`` CPU threads and the fastest kernels there are for what it runs."""
     torch.set_num_threads(threads)
     spec, dtype = spec_to_run(config, checkpoint), dtype_name(config, checkpoint)
+    formats = {spec.quantization.format, *spec.quantization.exceptions.values()}
     planes = cache_layout(spec, config, config.parallel.tensor_parallel_size).planes
     return choose_kernels(
         device,
         threads,
-        packed_weights=spec.quantization.format != "plain",
+        int8_weights=not formats.isdisjoint(("int8", "int8_static")),
         packed_cache=any(plane.dtype != dtype for plane in planes),
     )
 

@@ -34,6 +34,7 @@ from mserve.kernels.exact_top_k import exact_top_k
 from mserve.kernels.linear_fp8_block import FP8_BLOCK, dequantize_fp8_block, linear_fp8_block
 from mserve.kernels.linear_int8 import linear_int8, linear_int8_static, quantize_tokens
 from mserve.kernels.linear_mxfp8 import MXFP8_GROUP, dequantize_mxfp8, linear_mxfp8
+from mserve.kernels.matrix import Fp8BlockMatrix, Matrix, Mxfp8Matrix
 from mserve.kernels.moe import sum_experts
 from mserve.kernels.rms_norm import rms_norm_given
 from mserve.kernels.rope import rope, rope_frequencies
@@ -42,8 +43,11 @@ __all__ = [
     "FP8_BLOCK",
     "MXFP8_GROUP",
     "CachePlane",
+    "Fp8BlockMatrix",
     "GatedActivation",
     "KernelChoice",
+    "Matrix",
+    "Mxfp8Matrix",
     "ScaledPlane",
     "choose_kernels",
     "compared_kernels",

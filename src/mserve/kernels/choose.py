@@ -1,7 +1,8 @@
 """Which implementation of each op runs: chosen once at start, printed, and never changed silently.
 
     reference   torch, every device and dtype: what the other must equal
-    native      C++ on the CPU, bf16 and fp32; packed weights and caches stay with the reference
+    native      C++ on the CPU, bf16 and fp32 activations; weights plain, MXFP8 or block FP8. INT8
+                weights and packed caches stay with the reference
 
 The reference runs until ``choose_kernels`` is called, so a test or a script that wants the other
 says so. Knows what exists for which device; does not know how any of it computes.
@@ -109,11 +110,11 @@ def find_kernels(device: torch.device) -> KernelChoice:
 
 
 def choose_kernels(
-    device: torch.device, threads: int, *, packed_weights: bool = False, packed_cache: bool = False
+    device: torch.device, threads: int, *, int8_weights: bool = False, packed_cache: bool = False
 ) -> KernelChoice:
     """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads.
 
-    Packed weights have linears of their own, in torch only; a ``packed_cache``, of another type
+    INT8 weights have linears of their own, in torch only; a ``packed_cache``, of another type
     than activations, is read and written by the reference.
     """
     choice = find_kernels(device)
@@ -121,7 +122,7 @@ def choose_kernels(
     if choice.implementation == "reference":
         return choice
     native.set_num_threads(threads)
-    slow = ["packed weights"] if packed_weights else []
+    slow = ["INT8 weights"] if int8_weights else []
     if packed_cache:
         slow.append("attention over the packed cache")
         for op in OPS_OF_CACHE:

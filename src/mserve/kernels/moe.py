@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.nn.functional import linear
+
+from mserve.kernels.linear import linear
+from mserve.kernels.matrix import Matrix
 
 
 def run_experts(
     hidden: torch.Tensor,
     ids: torch.Tensor,
     weights: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    gate_up: Matrix,
+    down: Matrix,
     activation: Callable[[torch.Tensor], torch.Tensor],
     first_expert: int,
-    shared: tuple[torch.Tensor, torch.Tensor] | None = None,
+    shared: tuple[Matrix, Matrix] | None = None,
     out_dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Sum over a token's choices of weight * expert(token), and the shared expert if there is
@@ -71,8 +73,8 @@ def sum_experts(
 
 def gated_mlp(
     hidden: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
+    gate_up: Matrix,
+    down: Matrix,
     activation: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """down(activation(gate, up)) of ``hidden`` [T, hidden], of its shape and dtype."""

@@ -1,7 +1,7 @@
 """The gated MLPs of a layer over weights of any storage: which kernel takes them.
 
-Where every matrix is plain it is the fused kernel. Packed matrices go through one linear each, by
-the same routing. Knows storages; does not know layers.
+Where all matrices are stored alike, in a form that the fused kernel takes, it is that. Others go
+through one linear each, by the same routing. Knows storages; does not know layers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 
 from mserve import kernels
-from mserve.kernels import GatedActivation
+from mserve.kernels import GatedActivation, Matrix
+from mserve.weights.fp8_block import Fp8BlockWeight
+from mserve.weights.mxfp8 import Mxfp8Weight
 from mserve.weights.plain import PlainWeight
 from mserve.weights.weight import Weight
 
@@ -30,10 +32,10 @@ def run_experts(
     """As ``kernels.run_experts``, of the dtype of ``hidden``: stacks ``gate_up`` [E, 2I, hidden]
     and ``down`` [E, hidden, I], and the pair of the shared expert if there is one."""
     matrices = (gate_up, down, *(shared or ()))
-    if tensors := _plain(matrices):
-        pair = (tensors[2], tensors[3]) if shared else None
+    if alike := _stored_alike(matrices):
+        pair = (alike[2], alike[3]) if shared else None
         return kernels.run_experts(
-            hidden, ids, weights, tensors[0], tensors[1],
+            hidden, ids, weights, alike[0], alike[1],
             activation, first_expert, pair, hidden.dtype,
         )  # fmt: skip
 
@@ -50,12 +52,15 @@ def gated_mlp(
     hidden: torch.Tensor, gate_up: Weight, down: Weight, activation: GatedActivation
 ) -> torch.Tensor:
     """down(activation(gate, up)) of ``hidden`` [T, hidden], of its shape and dtype."""
-    if tensors := _plain((gate_up, down)):
-        return kernels.gated_mlp(hidden, *tensors, activation)
+    if alike := _stored_alike((gate_up, down)):
+        return kernels.gated_mlp(hidden, *alike, activation)
     return down.linear(activation(gate_up.linear(hidden)))
 
 
-def _plain(matrices: tuple[Weight, ...]) -> list[torch.Tensor]:
-    """The tensors of plain weights; none unless all are."""
-    plain = [matrix.tensor for matrix in matrices if isinstance(matrix, PlainWeight)]
-    return plain if len(plain) == len(matrices) else []
+def _stored_alike(matrices: tuple[Weight, ...]) -> list[Matrix]:
+    """What the kernels take of these weights; nothing unless one kernel takes all."""
+    for form in (PlainWeight, Mxfp8Weight, Fp8BlockWeight):
+        alike = [weight.matrix for weight in matrices if isinstance(weight, form)]
+        if len(alike) == len(matrices):
+            return alike
+    return []

@@ -13,7 +13,7 @@ from typing import Self
 
 import torch
 
-from mserve.kernels import FP8_BLOCK, dequantize_fp8_block, linear_fp8_block
+from mserve.kernels import FP8_BLOCK, Fp8BlockMatrix, dequantize_fp8_block, linear
 from mserve.weights.converting import Converting
 from mserve.weights.piece import Piece
 from mserve.weights.weight import Assembly
@@ -45,7 +45,11 @@ class Fp8BlockWeight:
         return self.packed.shape
 
     def linear(self, x: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
-        return linear_fp8_block(x, self.packed, self.scale, self.assembly.part_rows, out_dtype)
+        return linear(x, self.matrix, out_dtype)
+
+    @property
+    def matrix(self) -> Fp8BlockMatrix:
+        return Fp8BlockMatrix(self.packed, self.scale, self.assembly.part_rows)
 
     def __getitem__(self, expert: int) -> Self:
         return type(self)(self.packed[expert], self.scale[expert], self.assembly.expert(expert))

@@ -12,7 +12,7 @@ from typing import Self
 
 import torch
 
-from mserve.kernels import MXFP8_GROUP, dequantize_mxfp8, linear_mxfp8
+from mserve.kernels import MXFP8_GROUP, Mxfp8Matrix, dequantize_mxfp8, linear
 from mserve.weights.converting import Converting
 from mserve.weights.piece import Piece
 from mserve.weights.weight import Assembly
@@ -46,7 +46,11 @@ class Mxfp8Weight:
         return self.packed.shape
 
     def linear(self, x: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
-        return linear_mxfp8(x, self.packed, self.scale, out_dtype)
+        return linear(x, self.matrix, out_dtype)
+
+    @property
+    def matrix(self) -> Mxfp8Matrix:
+        return Mxfp8Matrix(self.packed, self.scale)
 
     def __getitem__(self, expert: int) -> Self:
         return type(self)(self.packed[expert], self.scale[expert], self.assembly.expert(expert))

@@ -28,6 +28,10 @@ class PlainWeight:
     def shape(self) -> tuple[int, ...]:
         return self.tensor.shape
 
+    @property
+    def matrix(self) -> torch.Tensor:
+        return self.tensor
+
     def linear(self, x: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
         return linear(x, self.tensor, out_dtype)
 

@@ -17,8 +17,8 @@ _P, _N, _I, _F = c_void_p, c_int64, c_int, c_float
 
 _OPS = {
     "mserve_read": [_P, _N],
-    "mserve_linear": [_P] * 3 + [_N] * 5 + [_I] * 2,
-    "mserve_moe": [_P] * 8 + [_N] * 7 + [_I] * 3 + [_F] * 3,
+    "mserve_linear": [_P] * 5 + [_N] * 6 + [_I] * 3,
+    "mserve_moe": [_P] * 12 + [_N] * 7 + [_I] * 4 + [_F] * 3,
     "mserve_rms_norm": [_P] * 3 + [_N] * 2 + [_F] + [_I] * 2,
     "mserve_norm_rope": [_P] * 6 + [_N] * 6 + [_F, _I, _I],
     "mserve_mean_squares": [_P] * 2 + [_N] * 6 + [_I],

@@ -29,8 +29,10 @@ const Isa kIsas[] = {
 #if defined(__x86_64__)
     {"avx512_bf16", &avx512_bf16::kernels,
      [] {
-       return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+       // only Cooper Lake has the first without the second
+       return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq");
      }},
     {"avx512", &avx512::kernels,
      [] {
@@ -122,21 +124,27 @@ int mserve_read(const float* x, int64_t count) {
   return run(&Kernels::read, ReadArgs{x, count});
 }
 
-int mserve_linear(const void* x, const void* w, void* y, int64_t rows, int64_t outer, int64_t inner,
-                  int64_t x_stride, int64_t y_stride, int dtype, int out_dtype) {
-  return run(&Kernels::linear, LinearArgs{x, w, y, rows, outer, inner, x_stride, y_stride,
-                                          DType(dtype), DType(out_dtype)});
+int mserve_linear(const void* x, const void* w, const void* w_scales, const int64_t* part_rows,
+                  void* y, int64_t parts, int64_t rows, int64_t outer, int64_t inner,
+                  int64_t x_stride, int64_t y_stride, int dtype, int out_dtype, int format) {
+  return run(&Kernels::linear,
+             LinearArgs{x, Stored{w, w_scales}, part_rows, y, parts, rows, outer, inner, x_stride,
+                        y_stride, DType(dtype), DType(out_dtype), Format(format)});
 }
 
-int mserve_moe(const void* x, const void* gate_up, const void* down, const void* shared_gate_up,
-               const void* shared_down, const int64_t* expert_ids, const float* weights, void* out,
-               int64_t rows, int64_t hidden, int64_t inner, int64_t shared_inner, int64_t experts,
-               int64_t first_expert, int64_t chosen_experts, int dtype, int out_dtype,
-               int activation, float alpha, float limit, float beta) {
+int mserve_moe(const void* x, const void* gate_up, const void* gate_up_scales, const void* down,
+               const void* down_scales, const void* shared_gate_up,
+               const void* shared_gate_up_scales, const void* shared_down,
+               const void* shared_down_scales, const int64_t* expert_ids, const float* weights,
+               void* out, int64_t rows, int64_t hidden, int64_t inner, int64_t shared_inner,
+               int64_t experts, int64_t first_expert, int64_t chosen_experts, int dtype,
+               int out_dtype, int format, int activation, float alpha, float limit, float beta) {
   return run(&Kernels::moe,
-             MoeArgs{x, gate_up, down, shared_gate_up, shared_down, expert_ids, weights, out, rows,
+             MoeArgs{x, Stored{gate_up, gate_up_scales}, Stored{down, down_scales},
+                     Stored{shared_gate_up, shared_gate_up_scales},
+                     Stored{shared_down, shared_down_scales}, expert_ids, weights, out, rows,
                      hidden, inner, shared_inner, experts, first_expert, chosen_experts,
-                     DType(dtype), DType(out_dtype),
+                     DType(dtype), DType(out_dtype), Format(format),
                      ActivationArgs{Activation(activation), alpha, limit, beta}});
 }
 

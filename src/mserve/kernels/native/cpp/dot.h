@@ -35,37 +35,45 @@ struct Slice {
 // every page; at 8 KiB one core reads 97 % of what a plain read does, at 0 and 32 KiB 75 %.
 constexpr int64_t kAheadBytes = 8192;
 
-// out[r * kColumns + c] = x[r] . w[c], for R rows and C weight rows `stride` elements apart.
-// `state` holds R * C sums between slices. The first tile to meet the weight rows streams: one row
-// after the other, as they lie in memory. Later tiles find them in the cache and take all at once,
-// with fewer loads per product.
-template <int R, int C, bool Streams, class T>
-inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice, F32* state,
-                     float* out) {
+// How a tile meets its weight rows.
+enum class TilePass {
+  kStreams,  // the first to meet them: one row after the other, as they lie in memory
+  kCached,   // they are in the cache: all at once, with fewer loads per product
+  kScaled,   // the same, and the slice's sums are multiplied by `factors`, one per weight row
+};
+
+// out[r * kColumns + c] = x[r] . w[c], for R rows and C weight rows `stride` elements apart, `w`
+// pointing at the slice's first column. `state` holds R * C sums between slices.
+template <int R, int C, TilePass kPass, class T>
+inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice,
+                     const float* factors, F32* state, float* out) {
   using D = Dot<T>;
+  constexpr bool kScaled = kPass == TilePass::kScaled;
+  const T* from[R];
+  for (int r = 0; r < R; ++r) from[r] = x[r] + slice.begin;
   F32 sums[R][C];
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sums[r][c] = slice.first ? zero() : state[r * C + c];
+    for (int c = 0; c < C; ++c) sums[r][c] = slice.first || kScaled ? zero() : state[r * C + c];
 
-  const int64_t whole = slice.begin + (slice.end - slice.begin) / D::kStep * D::kStep;
-  if constexpr (Streams) {
+  const int64_t width = slice.end - slice.begin, whole = width / D::kStep * D::kStep;
+  if constexpr (kPass == TilePass::kStreams) {
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
       const T* row = w + c * stride;
 #pragma GCC unroll 8
-      for (int64_t k = slice.begin; k < whole; k += D::kStep) {
+      for (int64_t k = 0; k < whole; k += D::kStep) {
         prefetch(row + k + kAheadBytes / int64_t(sizeof(T)));
         const typename D::V weight = D::load(row + k);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
-          sums[r][c] = D::multiply_add(D::load(x[r] + k), weight, sums[r][c]);
+          sums[r][c] = D::multiply_add(D::load(from[r] + k), weight, sums[r][c]);
       }
     }
   } else {
-    for (int64_t k = slice.begin; k < whole; k += D::kStep) {
+    for (int64_t k = 0; k < whole; k += D::kStep) {
       typename D::V rows[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) rows[r] = D::load(x[r] + k);
+      for (int r = 0; r < R; ++r) rows[r] = D::load(from[r] + k);
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) {
         const typename D::V weight = D::load(w + c * stride + k);
@@ -74,15 +82,20 @@ inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice,
       }
     }
   }
-  if (whole < slice.end) {
-    const int64_t left = slice.end - whole;
+  if (whole < width) {
+    const int64_t left = width - whole;
     for (int c = 0; c < C; ++c) {
       const typename D::V weight = D::load(w + c * stride + whole, left);
       for (int r = 0; r < R; ++r)
-        sums[r][c] = D::multiply_add(D::load(x[r] + whole, left), weight, sums[r][c]);
+        sums[r][c] = D::multiply_add(D::load(from[r] + whole, left), weight, sums[r][c]);
     }
   }
 
+  if constexpr (kScaled) {
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c)
+        sums[r][c] = fma(sums[r][c], set1(factors[c]), slice.first ? zero() : state[r * C + c]);
+  }
   if (!slice.last) {
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) state[r * C + c] = sums[r][c];
@@ -101,13 +114,14 @@ inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice,
 }
 
 // The same for 1 to R rows.
-template <int R, int C, bool Streams, class T>
+template <int R, int C, TilePass kPass, class T>
 inline void dot_tile_of(int64_t rows, const T* const* x, const T* w, int64_t stride, Slice slice,
-                        F32* state, float* out) {
+                        const float* factors, F32* state, float* out) {
   if constexpr (R > 1) {
-    if (rows < R) return dot_tile_of<R - 1, C, Streams>(rows, x, w, stride, slice, state, out);
+    if (rows < R)
+      return dot_tile_of<R - 1, C, kPass>(rows, x, w, stride, slice, factors, state, out);
   }
-  dot_tile<R, C, Streams>(x, w, stride, slice, state, out);
+  dot_tile<R, C, kPass>(x, w, stride, slice, factors, state, out);
 }
 
 // Any number of rows up to kMaxRowBlock, in tiles of nearly equal height.
@@ -125,8 +139,10 @@ inline void dot_tiles(const T* const* x, int64_t rows, const T* w, int64_t strid
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t top = rows * tile / tiles, bottom = rows * (tile + 1) / tiles;
       // all but the first come only with four columns
-      const auto run = tile == 0 || C > 4 ? dot_tile_of<kMost, C, true, T> : dot_tile_of<kMost, C, false, T>;
-      run(bottom - top, x + top, w, stride, slice, state + top * C, out + top * kColumns);
+      const auto run = tile == 0 || C > 4 ? dot_tile_of<kMost, C, TilePass::kStreams, T>
+                                          : dot_tile_of<kMost, C, TilePass::kCached, T>;
+      run(bottom - top, x + top, w + begin, stride, slice, nullptr, state + top * C,
+          out + top * kColumns);
     }
     begin = end;
   } while (begin < inner);

@@ -7,7 +7,9 @@ namespace MSERVE_ISA {
 
 #include "vec.h"
 
+#include "e4m3.h"
 #include "dot.h"
+#include "packed.h"
 #include "linear.h"
 #include "moe.h"
 #include "norm.h"

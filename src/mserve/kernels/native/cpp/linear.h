@@ -1,9 +1,10 @@
 // y = x w^T. Workers split the weight rows; every worker reads all rows of x.
 
-template <class T, class Out>
+template <class W, class Out>
 void linear_typed(const LinearArgs& a) {
+  using T = typename W::Element;
+  const W w(a.w, 0, {a.part_rows, a.parts}, a.inner);
   const auto* x = static_cast<const T*>(a.x);
-  const auto* w = static_cast<const T*>(a.w);
   auto* y = static_cast<Out*>(a.y);
   parallel([&](const Worker& me) {
     const Range mine = me.share(a.outer, kColumns);
@@ -15,7 +16,7 @@ void linear_typed(const LinearArgs& a) {
       for (int64_t m = 0; m < count; ++m) rows[m] = x + (first_row + m) * a.x_stride;
       for (int64_t n = mine.begin; n < mine.end; n += kColumns) {
         const int64_t columns = std::min<int64_t>(kColumns, mine.end - n);
-        dot_rows(rows, count, w + n * a.inner, a.inner, a.inner, columns, sums);
+        dot_rows(rows, count, w, n, columns, sums);
         for (int64_t m = 0; m < count; ++m)
           store_columns(y + (first_row + m) * a.y_stride + n, sums + m * kColumns, columns);
       }
@@ -24,7 +25,7 @@ void linear_typed(const LinearArgs& a) {
 }
 
 inline void linear(const LinearArgs& a) {
-  const bool wide = a.out_dtype == DType::kFloat32;
-  if (a.dtype == DType::kFloat32) return linear_typed<float, float>(a);
-  wide ? linear_typed<bf16, float>(a) : linear_typed<bf16, bf16>(a);
+  for_storage(a.format, a.dtype, a.out_dtype, [&](auto storage, auto out) {
+    linear_typed<typename decltype(storage)::Type, typename decltype(out)::Type>(a);
+  });
 }

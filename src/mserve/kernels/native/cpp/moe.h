@@ -56,7 +56,7 @@ inline MoeSlots sort_by_expert(const MoeArgs& a) {
   }
   for (int64_t e = 0; e < a.experts; ++e)
     if (all[e].begin < all[e].end) all[slots.num_active++] = all[e];
-  if (a.shared_gate_up != nullptr && a.rows > 0) {
+  if (a.shared_gate_up.values != nullptr && a.rows > 0) {
     all[slots.num_active++] = {a.experts, slots.count, slots.count + a.rows};
     for (int64_t m = 0; m < a.rows; ++m) {
       slots.row[slots.count] = int32_t(m);
@@ -74,13 +74,14 @@ inline void for_slot_blocks(const ActiveExpert& expert, int64_t inner, Body&& bo
     body(begin, std::min(block, expert.end - begin));
 }
 
-template <class T>
+template <class W, class T = typename W::Element>
 void expert_hidden(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& expert,
                    const Worker& me, T* hidden, int64_t hidden_stride) {
   const bool shared = expert.id == a.experts;
   const int64_t inner = shared ? a.shared_inner : a.inner;
-  const T* gate_up = shared ? static_cast<const T*>(a.shared_gate_up)
-                            : static_cast<const T*>(a.gate_up) + expert.id * 2 * inner * a.hidden;
+  const int64_t halves[] = {inner, inner};
+  const W gate_up(shared ? a.shared_gate_up : a.gate_up, shared ? 0 : expert.id, {halves, 2},
+                  a.hidden);
   const Range mine = me.share(inner, kColumns);
   const T* rows[kMaxRowBlock];
   float gate[kMaxRowBlock * kColumns], up[kMaxRowBlock * kColumns];
@@ -89,8 +90,8 @@ void expert_hidden(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& 
       rows[s] = static_cast<const T*>(a.x) + slots.row[first_slot + s] * a.hidden;
     for (int64_t n = mine.begin; n < mine.end; n += kColumns) {
       const int64_t columns = std::min<int64_t>(kColumns, mine.end - n);
-      dot_rows(rows, count, gate_up + n * a.hidden, a.hidden, a.hidden, columns, gate);
-      dot_rows(rows, count, gate_up + (inner + n) * a.hidden, a.hidden, a.hidden, columns, up);
+      dot_rows(rows, count, gate_up, n, columns, gate);
+      dot_rows(rows, count, gate_up, inner + n, columns, up);
       for (int64_t s = 0; s < count; ++s) {
         T* to = hidden + (first_slot + s) * hidden_stride + n;
         for (int64_t c = 0; c < columns; c += kLanes) {
@@ -102,20 +103,19 @@ void expert_hidden(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& 
   });
 }
 
-template <class T>
+template <class W, class T = typename W::Element>
 void add_expert_output(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& expert,
                        const Range& mine, const T* hidden, int64_t hidden_stride, float* sums) {
   const bool shared = expert.id == a.experts;
   const int64_t inner = shared ? a.shared_inner : a.inner;
-  const T* down = shared ? static_cast<const T*>(a.shared_down)
-                         : static_cast<const T*>(a.down) + expert.id * a.hidden * inner;
+  const W down(shared ? a.shared_down : a.down, shared ? 0 : expert.id, {&a.hidden, 1}, inner);
   const T* rows[kMaxRowBlock];
   float dots[kMaxRowBlock * kColumns];
   for_slot_blocks<T>(expert, inner, [&](int64_t first_slot, int64_t count) {
     for (int64_t s = 0; s < count; ++s) rows[s] = hidden + (first_slot + s) * hidden_stride;
     for (int64_t n = mine.begin; n < mine.end; n += kColumns) {
       const int64_t columns = std::min<int64_t>(kColumns, mine.end - n);
-      dot_rows(rows, count, down + n * inner, inner, inner, columns, dots);
+      dot_rows(rows, count, down, n, columns, dots);
       for (int64_t s = 0; s < count; ++s) {
         float* to = sums + slots.row[first_slot + s] * a.hidden + n;
         const F32 weight = set1(slots.weight[first_slot + s]);
@@ -128,8 +128,9 @@ void add_expert_output(const MoeArgs& a, const MoeSlots& slots, const ActiveExpe
   });
 }
 
-template <class T, class Out>
+template <class W, class Out>
 void moe_typed(const MoeArgs& a) {
+  using T = typename W::Element;
   const MoeSlots slots = sort_by_expert(a);
   const int64_t hidden_stride = std::max(a.inner, a.shared_inner);
   auto* hidden =
@@ -137,14 +138,14 @@ void moe_typed(const MoeArgs& a) {
   auto* sums = static_cast<float*>(scratch(kSums, a.rows * a.hidden * 4));
   parallel([&](const Worker& me) {
     for (int64_t i = 0; i < slots.num_active; ++i)
-      expert_hidden<T>(a, slots, slots.active[i], me, hidden, hidden_stride);
+      expert_hidden<W>(a, slots, slots.active[i], me, hidden, hidden_stride);
     me.wait();
     const Range mine = me.share(a.hidden, kColumns);
     const int64_t width = mine.end - mine.begin;
     for (int64_t m = 0; m < a.rows; ++m)
       std::fill_n(sums + m * a.hidden + mine.begin, width, 0.0f);
     for (int64_t i = 0; i < slots.num_active; ++i)
-      add_expert_output<T>(a, slots, slots.active[i], mine, hidden, hidden_stride, sums);
+      add_expert_output<W>(a, slots, slots.active[i], mine, hidden, hidden_stride, sums);
     for (int64_t m = 0; m < a.rows; ++m) {
       const int64_t at = m * a.hidden + mine.begin;
       for (int64_t n = 0; n < width; n += kLanes)
@@ -154,7 +155,7 @@ void moe_typed(const MoeArgs& a) {
 }
 
 inline void moe(const MoeArgs& a) {
-  const bool wide = a.out_dtype == DType::kFloat32;
-  if (a.dtype == DType::kFloat32) return moe_typed<float, float>(a);
-  wide ? moe_typed<bf16, float>(a) : moe_typed<bf16, bf16>(a);
+  for_storage(a.format, a.dtype, a.out_dtype, [&](auto storage, auto out) {
+    moe_typed<typename decltype(storage)::Type, typename decltype(out)::Type>(a);
+  });
 }

@@ -13,6 +13,20 @@ struct bf16 {
 
 enum class DType : int { kBFloat16 = 0, kFloat32 = 1 };
 
+// How weights are stored: values of the op's dtype, or packed (packed.h).
+enum class Format : int { kPlain = 0, kMxfp8 = 1, kFp8Block = 2 };
+
+// A matrix, or a stack of them, contiguous; no scales where the format has none.
+struct Stored {
+  const void *values, *scales;
+};
+
+// A type as an argument.
+template <class T>
+struct Tag {
+  using Type = T;
+};
+
 enum class Activation : int { kSilu = 0, kSwigluOai = 1 };
 
 // How gate and up become one value. The last three matter for kSwigluOai only.
@@ -29,24 +43,27 @@ struct ReadArgs {
 // y[m, n] = sum_k x[m, k] * w[n, k]
 struct LinearArgs {
   const void* x;  // [rows, inner] of dtype, row stride x_stride
-  const void* w;  // [outer, inner] of dtype, contiguous
+  Stored w;       // [outer, inner]
+  const int64_t* part_rows;  // [parts]: heights of the parts of w, outer in all
   void* y;        // [rows, outer] of out_dtype, row stride y_stride
-  int64_t rows, outer, inner, x_stride, y_stride;
+  int64_t parts, rows, outer, inner, x_stride, y_stride;
   DType dtype, out_dtype;
+  Format format;
 };
 
 // Routed experts, and the shared one if there is one, of every row of x.
 struct MoeArgs {
   const void* x;              // [rows, hidden] of dtype
-  const void* gate_up;        // [experts, 2 * inner, hidden]: gate rows, then up rows
-  const void* down;           // [experts, hidden, inner]
-  const void* shared_gate_up;  // [2 * shared_inner, hidden], or null
-  const void* shared_down;     // [hidden, shared_inner], or null
+  Stored gate_up;         // [experts, 2 * inner, hidden]: gate rows, then up rows
+  Stored down;            // [experts, hidden, inner]
+  Stored shared_gate_up;  // [2 * shared_inner, hidden], or null
+  Stored shared_down;     // [hidden, shared_inner], or null
   const int64_t* expert_ids;  // [rows, chosen]; an id outside this rank's range is skipped
   const float* weights;       // [rows, chosen]
   void* out;                  // [rows, hidden] of out_dtype
   int64_t rows, hidden, inner, shared_inner, experts, first_expert, chosen;
   DType dtype, out_dtype;
+  Format format;
   ActivationArgs activation;
 };
 
