@@ -106,7 +106,20 @@ constexpr Exponents exponents() {
 constexpr Exponents kExponents = exponents();
 
 // Whether 2^(scale - 127) leaves every code but 0 and NaN a normal bf16 number.
-inline bool stays_normal(uint8_t scale) { return scale >= 10 && scale <= 246; }
+constexpr uint8_t kLeastScale = 10, kMostScale = 246;
+inline bool stays_normal(uint8_t scale) { return scale >= kLeastScale && scale <= kMostScale; }
+inline bool stay_normal(const uint8_t* scales, int64_t count) {
+  const __m512i least = _mm512_set1_epi8(char(kLeastScale));
+  const __m512i range = _mm512_set1_epi8(char(kMostScale - kLeastScale));
+  __mmask64 outside = 0;
+  for (int64_t i = 0; i < count; i += 64) {
+    const int64_t left = count - i;
+    const __mmask64 there = left >= 64 ? ~__mmask64(0) : (__mmask64(1) << left) - 1;
+    const __m512i above = _mm512_sub_epi8(_mm512_maskz_loadu_epi8(there, scales + i), least);
+    outside |= _mm512_mask_cmpgt_epu8_mask(there, above, range);
+  }
+  return outside == 0;
+}
 
 // Codes to bf16, 64 at a time, by looking up both bytes of each. Holds the tables in registers.
 struct E4m3Lookup {

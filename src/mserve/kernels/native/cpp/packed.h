@@ -95,11 +95,7 @@ struct Mxfp8 {
   Row row(int64_t number) const { return {codes + number * inner, row_scales(number)}; }
   // Scales that need treatment by value are seldom, and not worth a branch per group.
   bool fits_registers(int64_t number) const {
-    const uint8_t* scale = row_scales(number);
-    bool normal = true;
-    for (int64_t group = 0; group < inner / kMxfp8Group; ++group)
-      normal &= stays_normal(scale[group]);
-    return normal;
+    return stay_normal(row_scales(number), inner / kMxfp8Group);
   }
 #endif
 };
