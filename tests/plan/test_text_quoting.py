@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tokenizers
 import tokenizers.processors
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from mserve.core import SamplingParams
@@ -87,8 +87,9 @@ def test_messages_cannot_spell_control_tokens(arch: str, contents: tuple[str, st
 def test_text_without_marks_is_tokenized_as_transformers_does(
     arch: str, contents: tuple[str, ...]
 ) -> None:
-    system, user, said, last = (text.replace("[e~", "") for text in contents)
-    messages = chat(system, user, said, last)
+    # Both templates write "[e~[" behind a message, which must not complete another mark.
+    assume(not any(mark in f"{text}[e~" for text in contents for mark in MARKS))
+    messages = chat(*contents)
     assert prompt_ids(arch, messages) == as_transformers_does(arch, messages)
 
 
