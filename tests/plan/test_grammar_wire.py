@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mserve.core import RequestError
+from mserve.matcher import Follower
 from mserve.text import CallFinished, CallStarted, ContentDelta
 from mserve.text.dialects import Start
 from mserve.text.grammar import NamedTool, Tool, constraint_for
@@ -27,7 +28,7 @@ examples = settings(
     database=None,
     deadline=None,
     max_examples=60,
-    phases=[Phase.generate],
+    phases=[Phase.generate],  # a failure is short as it is, and shrinking is slow
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
@@ -116,3 +117,67 @@ def test_calls_keep_to_their_schema(name, start, arguments, seed, choice):
             assert called == tool_choice.name
         values = json.loads(end.arguments)
         jsonschema.validate(values, arguments if called == "get-it" else {"maxProperties": 0})
+
+
+STRING_OR_LIST = {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array"}]}
+LIST_OR_OBJECT = {
+    "anyOf": [{"type": "array", "minItems": 1}, {"type": "object", "properties": {"k": {}}}]
+}
+SMALL_OR_STRING = {"anyOf": [{"type": "integer", "maximum": 2}, {"type": "string"}]}
+
+
+def can_write(who, schema, value):
+    """Whether a call can have ``value``, markup included, as its one argument."""
+    tools = [Tool("f", {"type": "object", "properties": {"a": schema}, "required": ["a"]})]
+    found = constrained(who, Start.CONTENT, tools=tools, tool_choice="required")
+    dialect, mark = who.dialect, who.dialect.mark
+    opening, closing = ("<a>", "</a>") if mark else ('\n<parameter name="a">', "</parameter>\n")
+    text = (
+        f'{dialect.tag(dialect.block_open)}\n{mark}<invoke name="f">{mark}{opening}{value}'
+        f"{mark}{closing}{mark}</invoke>\n{dialect.tag(dialect.block_close)}"
+    )
+    follower = Follower(found.constraint, who.vocabulary)
+    for token_id in [*who.encode(text), who.eos_id]:
+        try:
+            follower.accept(token_id)
+        except RequestError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("name", "schema", "value", "expected"),
+    [
+        (name, *case)
+        for name in ("m2", "m3")
+        for case in (
+            ({"type": ["string", "integer"]}, "12", True),
+            (SMALL_OR_STRING, "2", True),
+            (SMALL_OR_STRING, "12", False),  # would be read as the integer
+            (SMALL_OR_STRING, "a 12", True),
+            ({"type": "string"}, " \n", True),
+            ({"type": "string"}, "", True),
+            ({"type": "integer"}, " 1", False),
+            ({"enum": ["1", 1, None]}, "null", True),
+            ({"type": ["string", "null"]}, "anything", True),
+            ({"type": "string", "pattern": "^a+$", "maxLength": 2}, "aa", True),
+            ({"type": "string", "pattern": "^a+$", "maxLength": 2}, "aaa", False),
+            (
+                {"type": "object", "additionalProperties": {"type": "integer"}},
+                '{\n  "k": 1\n}',
+                True,
+            ),
+            ({"type": "object", "additionalProperties": {"type": "integer"}}, '{"k": "v"}', False),
+        )
+    ]
+    + [
+        ("m2", {"type": "string"}, "a</parameter>b", False),
+        ("m3", STRING_OR_LIST, "", False),  # would be read as a string that is too short
+        ("m3", STRING_OR_LIST, "]<]minimax[>[<item>x]<]minimax[>[</item>", True),
+        ("m3", {"type": "array"}, "", True),
+        ("m3", LIST_OR_OBJECT, "", False),  # would be read as a list that is too short
+        ("m3", LIST_OR_OBJECT, "]<]minimax[>[<k>x]<]minimax[>[</k>", True),
+    ],
+)
+def test_values_are_written_only_as_they_are_read(name, schema, value, expected):
+    assert can_write(family(name), schema, value) is expected
