@@ -3,7 +3,9 @@
 
 // 2^(scale - 127); 255 is NaN, 0 a subnormal float.
 inline float power_of_scale(uint8_t scale) {
-  const uint32_t bits = scale == 255 ? 0x7fc00000u : scale == 0 ? 0x00400000u : uint32_t(scale) << 23;
+  uint32_t bits = uint32_t(scale) << 23;
+  if (scale == 0) bits = 0x00400000u;
+  if (scale == 255) bits = 0x7fc00000u;
   float power;
   std::memcpy(&power, &bits, 4);
   return power;

@@ -5,9 +5,10 @@
 //   Fp8Block<T>   e4m3 codes and an fp32 factor for each 128 x 128
 //
 // Packed rows are expanded to T in the first-level cache, four rows and a slice of columns at a time,
-// and multiplied like plain ones. One expansion serves all rows of x that a block holds, and nothing
-// in it depends on how many those are: a row's result has the same bits in any batch. The price is
-// one store and one load of T per value, hidden behind the memory's own time.
+// and multiplied like plain ones; one expansion serves all rows of x that a block holds. The store
+// and the load of each value cost more than the memory's own time when x has few rows, so these
+// meet the weights in registers instead (AVX-512 BF16). Operands and the order of sums are the same
+// both ways: a row's result has the same bits in any batch.
 
 constexpr int64_t kMxfp8Group = 32;
 constexpr int64_t kFp8Block = 128;
@@ -281,7 +282,7 @@ inline void dot_rows(const T* const* x, int64_t rows, const Plain<T>& w, int64_t
   dot_rows(x, rows, w.values + n * w.inner, w.inner, w.inner, columns, out);
 }
 
-// Calls run(W<T>, Out) of the storage and types that an op's arguments name.
+// Calls run(Tag<W<T>>, Tag<Out>) of the storage and types that an op's arguments name.
 template <template <class> class W, class Run>
 inline void for_types(DType dtype, DType out_dtype, Run&& run) {
   if (dtype == DType::kFloat32) return run(Tag<W<float>>{}, Tag<float>{});
