@@ -108,4 +108,5 @@ def load_runner(
         num_rows=config.scheduler.max_num_seqs,
         vocab_size=spec.vocab_size,
         device=device,
+        record_decoding=kernels.implementation == "native" and groups.tensor.size == 1,
     )

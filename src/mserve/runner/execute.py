@@ -16,16 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mserve.core import RowResult, Span, StepPlan, StepResult, TokenLogprobs
+from mserve.kernels import highest
 from mserve.layers import Batch, KVCache
 from mserve.models import Model
 from mserve.parallel import Group
 from mserve.runner.batch import build_batch, sampling_inputs
+from mserve.runner.decoding import Decoded, DecodingSteps
 from mserve.runner.memory import is_out_of_memory
 from mserve.runner.rows import RowTable
 from mserve.sampler import sample, score
@@ -59,15 +62,18 @@ class Runner:
         num_rows: int,
         vocab_size: int,
         device: torch.device,
+        record_decoding: bool = False,
     ) -> None:
+        """With ``record_decoding`` steps of decoding are recorded and played back: for native
+        kernels on a single rank."""
         self._model = model
         self._cache = cache
         self._group = group
         self._rows = RowTable(num_rows)
         self._vocab_size = vocab_size
         self._device = device
+        self._decoding = DecodingSteps(self._decode) if record_decoding else None
 
-    @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Compute every span of ``plan``. A request that fails alone is named in ``failed_rows``;
         anything else that goes wrong raises, and the plan's rows are then undefined. Only rank
@@ -104,12 +110,48 @@ class Runner:
             return _Computed({}, {}, {}, {span.row: _OUT_OF_MEMORY})
 
     def _compute(self, spans: Sequence[Span]) -> _Computed:
+        computed = _Computed({}, {}, {}, {})
+        if self._decoding is not None and all(span.samples for span in spans):
+            decoded = self._decoding.run(spans, self._rows, self._cache.clear)
+            if decoded is not None:
+                self._choose([span.row for span in spans], decoded, computed)
+                return computed
+        self._compute_any(spans, computed)
+        return computed
+
+    @torch.inference_mode()
+    def _compute_any(self, spans: Sequence[Span], computed: _Computed) -> None:
+        """Spans of any lengths, whatever they ask for."""
         batch = build_batch(spans, self._rows, self._device)
         hidden = self._model.forward(batch, self._cache)
-        computed = _Computed({}, {}, {}, {})
         self._sample(spans, batch, hidden, computed)
         self._score_prompts(spans, batch, hidden, computed)
-        return computed
+
+    @torch.inference_mode()
+    def _decode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [T, vocab] of every token of ``batch``, the highest of each row, and their ids."""
+        logits = self._model.logits(self._model.forward(batch, self._cache))
+        assert logits is not None
+        return logits, *highest(logits)
+
+    def _choose(self, row_numbers: list[int], decoded: Decoded, computed: _Computed) -> None:
+        """A successor for every row. Greedy ones need no more than the highest logit."""
+        if not self._rows.is_greedy(row_numbers):
+            return self._sample_rows(np.asarray(row_numbers), decoded.logits, computed)
+        computed.tokens.update(zip(row_numbers, decoded.best_ids, strict=True))
+        for row, value in zip(row_numbers, decoded.highest, strict=True):
+            if not isfinite(value):
+                computed.tokens[row] = 0
+                computed.failed[row] = _NOT_A_NUMBER
+
+    @torch.inference_mode()
+    def _sample_rows(self, row_numbers: np.ndarray, logits: Tensor, computed: _Computed) -> None:
+        """A token for every row by its own rules, and what is known of it."""
+        sampled = sample(logits, sampling_inputs(row_numbers, self._rows))
+        for place in torch.nonzero(sampled.failed)[:, 0].tolist():
+            computed.failed[int(row_numbers[place])] = _NOT_A_NUMBER
+        self._score_samples(row_numbers, logits, sampled.token_ids, computed)
+        computed.tokens.update(zip(row_numbers.tolist(), sampled.token_ids.tolist(), strict=True))
 
     def _sample(
         self, spans: Sequence[Span], batch: Batch, hidden: Tensor, computed: _Computed
@@ -121,15 +163,12 @@ class Runner:
         row_numbers = np.asarray([spans[i].row for i in chosen])
         last_rows = [batch.spans[i].first_row + batch.spans[i].length - 1 for i in chosen]
         logits = self._model.logits(hidden[torch.tensor(last_rows, device=self._device)])
-        token_ids = torch.zeros(len(chosen), dtype=torch.int64, device=self._device)
         if logits is not None:
-            sampled = sample(logits, sampling_inputs(row_numbers, self._rows))
-            token_ids = sampled.token_ids
-            for place in torch.nonzero(sampled.failed)[:, 0].tolist():
-                computed.failed[int(row_numbers[place])] = _NOT_A_NUMBER
-            self._score_samples(row_numbers, logits, token_ids, computed)
+            self._sample_rows(row_numbers, logits, computed)
+        rows = row_numbers.tolist()
+        token_ids = torch.tensor([computed.tokens.get(row, 0) for row in rows], device=self._device)
         self._group.broadcast(token_ids)
-        computed.tokens.update(zip(row_numbers.tolist(), token_ids.tolist(), strict=True))
+        computed.tokens.update(zip(rows, token_ids.tolist(), strict=True))
 
     def _score_samples(
         self, row_numbers: np.ndarray, logits: Tensor, token_ids: Tensor, computed: _Computed

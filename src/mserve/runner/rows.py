@@ -37,6 +37,10 @@ class GrowingIds:
         """The ids so far, int64, not copied."""
         return self._storage[: self._length]
 
+    def __getitem__(self, index: int) -> int:
+        value: int = self._storage[index]
+        return value
+
     def append(self, value: int) -> None:
         if self._length == len(self._storage):
             self._storage = np.concatenate([self._storage, np.empty_like(self._storage)])
@@ -48,9 +52,10 @@ class GrowingIds:
             self.append(value)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Row:
-    """One running request. ``counts`` and ``bias`` exist only where its sampling needs them."""
+    """One running request, equal to no other. ``counts`` and ``bias`` exist only where its
+    sampling needs them."""
 
     sampling: SamplingParams
     num_prompt_tokens: int
@@ -100,6 +105,7 @@ class RowTable:
         self.num_outputs = np.zeros(num_rows, dtype=np.int64)
         self.edited = np.zeros(num_rows, dtype=bool)  # a penalty, bias or min_tokens is set
         self.scored = np.zeros(num_rows, dtype=bool)  # logprobs are asked for
+        self._greedy = [True] * num_rows  # nothing but the highest logit counts
 
     def __getitem__(self, row: int) -> Row:
         state = self._rows[row]
@@ -119,6 +125,11 @@ class RowTable:
         restrained = sampling.min_tokens > 0 and len(state.forbidden) > 0
         self.edited[row] = state.counts is not None or state.bias is not None or restrained
         self.scored[row] = sampling.logprobs is not None
+        self._greedy[row] = not (self.temperature[row] or self.edited[row] or self.scored[row])
+
+    def is_greedy(self, rows: Sequence[int]) -> bool:
+        """Whether each of ``rows`` takes the id of its highest logit and asks for no more."""
+        return all(self._greedy[row] for row in rows)
 
     def append(self, row: int, token_id: int) -> None:
         """The row's successor token was sampled."""

@@ -86,7 +86,7 @@ class BareEngine:
         device = torch.device("cpu")
         checkpoint = open_checkpoint(path)
         kernels = use_threads(config, checkpoint, device, torch.get_num_threads())
-        runner = load_runner(checkpoint, config, Groups(), device, num_blocks, kernels)
+        self.runner = load_runner(checkpoint, config, Groups(), device, num_blocks, kernels)
         ledger = BlockLedger(num_blocks)
         self.engine = Engine(
             Scheduler(
@@ -95,7 +95,7 @@ class BareEngine:
                 max_model_len=max_model_len,
                 enable_prefix_caching=enable_prefix_caching,
             ),
-            runner,
+            self.runner,
         )
 
     def run(self, *requests: tuple[Sequence[int], SamplingParams]) -> list[RequestOutput]:
