@@ -184,25 +184,66 @@ void absorb(const AttentionArgs& a, AttentionWork<T>& work, const int32_t* reade
         });
 }
 
+// Keys or values of one block for the item's KV head.
+template <class T>
+const T* part_of(const AttentionArgs& a, const Plane& plane, const AttentionItem& item,
+                 int64_t block) {
+  const int64_t id = a.at.blocks[item.span * a.at.num_blocks + block];
+  return static_cast<const T*>(plane.data) + id * plane.block_stride +
+         item.group * kBlockTokens * a.width;
+}
+
 // Makes the panels of one block, of which `seen` tokens count, while values and then the keys of
 // block `next` are fetched.
 template <class T>
 void pack_block(const AttentionArgs& a, const AttentionItem& item, int64_t block, int64_t seen,
                 int64_t next, AttentionWork<T>& work) {
   using Kind = typename AttentionWork<T>::Kind;
-  const auto part = [&](const Plane& plane, int64_t number) {
-    const int64_t id = a.at.blocks[item.span * a.at.num_blocks + number];
-    return static_cast<const T*>(plane.data) + id * plane.block_stride +
-           item.group * kBlockTokens * a.width;
-  };
-  const T *keys = part(a.key, block), *values = part(a.value, block);
-  Ahead values_ahead(values), keys_ahead(part(a.key, next));
+  const T* keys = part_of<T>(a, a.key, item, block);
+  const T* values = part_of<T>(a, a.value, item, block);
+  Ahead values_ahead(values), keys_ahead(part_of<T>(a, a.key, item, next));
   for (int64_t column = 0; column < kBlockTokens; column += kPanel)
     Kind::pack_transposed(work.keys + column * panel_steps<Kind>(a.width), keys + column * a.width,
                           a.width, seen - column, a.width, values_ahead);
   for (int64_t column = 0; column < work.width; column += kPanel)
     Kind::pack(work.values + column * panel_steps<Kind>(kBlockTokens), values + column, a.width,
                seen, a.width - column, keys_ahead);
+}
+
+#if defined(MSERVE_BF16_PAIRS)
+// The same for one block of a single token, from where it lies. `next` is the block after it.
+inline void absorb_directly(const AttentionArgs& a, const AttentionItem& item, int64_t block,
+                            int64_t next, int64_t seen, AttentionWork<bf16>& work) {
+  const int64_t rows = a.heads / a.groups, bytes = kBlockTokens * a.width * 2;
+  const bf16 *keys = part_of<bf16>(a, a.key, item, block),
+             *values = part_of<bf16>(a, a.value, item, block);
+  Weighted weighted[kDirectRows];
+  Following values_ahead(keys, bytes, values);
+  for (int64_t key = 0; key < seen; key += kPanel)
+    direct_scores<Pairs>(work.queries, rows, keys + key * a.width, a.width, values_ahead,
+                         work.scores + key);
+  for (int64_t r = 0; r < rows; ++r) {
+    bf16* probabilities = work.probabilities + r * kBlockTokens;
+    float* out = work.open[r].out;
+    const F32 keep = set1(soften<bf16>(work.open[r], work.scores + r * kBlockTokens, seen, a.scale,
+                                       probabilities));
+    for (int64_t k = 0; k < a.width; k += kLanes) store(out + k, mul(keep, load(out + k)));
+    weighted[r] = {probabilities, out};
+  }
+  Following keys_ahead(values, bytes, part_of<bf16>(a, a.key, item, next));
+  direct_values(weighted, rows, values, a.width, seen, keys_ahead);
+}
+#endif
+
+// Whether a token's rows are better off without panels.
+template <class T>
+constexpr bool goes_directly(const AttentionArgs& a, int64_t tokens) {
+#if defined(MSERVE_BF16_PAIRS)
+  return std::is_same_v<T, bf16> && tokens == 1 && a.width % kDirectWidth == 0 &&
+         a.heads / a.groups <= kDirectRows;
+#else
+  return false;
+#endif
 }
 
 inline void close_chunk(Softmax& closed, Softmax& open, int64_t width) {
@@ -246,13 +287,20 @@ void attend(const AttentionArgs& a, const AttentionItem& item, AttentionWork<T>&
       last_reader = t;
     }
     const int64_t following = work.cursor[last_reader] + 1;
-    pack_block(a, item, block, std::min(kBlockTokens, offset + last_reader + 1),
-               following < ends[last_reader]
-                   ? entry_block(a, item.span, item.first_token + last_reader, item.group, following)
-                   : block,
-               work);
-    for (int64_t r = 0; r < count; r += kScoreRows)
-      absorb(a, work, work.readers + r, std::min(kScoreRows, count - r), offset);
+    const int64_t upcoming =
+        following < ends[last_reader]
+            ? entry_block(a, item.span, item.first_token + last_reader, item.group, following)
+            : block;
+    const int64_t seen = std::min(kBlockTokens, offset + last_reader + 1);
+    if (goes_directly<T>(a, tokens)) {
+#if defined(MSERVE_BF16_PAIRS)
+      if constexpr (std::is_same_v<T, bf16>) absorb_directly(a, item, block, upcoming, seen, work);
+#endif
+    } else {
+      pack_block(a, item, block, seen, upcoming, work);
+      for (int64_t r = 0; r < count; r += kScoreRows)
+        absorb(a, work, work.readers + r, std::min(kScoreRows, count - r), offset);
+    }
     for (int64_t r = 0; r < count; r += per_group) {
       const int64_t t = work.readers[r] / per_group;
       const int64_t taken = ++work.cursor[t] - item.begin;

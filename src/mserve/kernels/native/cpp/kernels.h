@@ -15,6 +15,7 @@ namespace MSERVE_ISA {
 #include "pointwise.h"
 #include "read.h"
 #include "route.h"
+#include "direct.h"
 #include "select_blocks.h"
 
 #include "attention.h"

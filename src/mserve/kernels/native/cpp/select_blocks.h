@@ -38,6 +38,25 @@ inline int64_t scored_blocks(const SelectArgs& a, int64_t own) {
   return std::max<int64_t>(0, own + 1 - std::min<int64_t>(a.local_blocks, 1));
 }
 
+// The best score of one block for each row of a single token, of which the first `visible` keys
+// count.
+#if defined(MSERVE_FAST_TRANSPOSE)
+inline void score_directly(const float* const* inputs, int64_t rows, const bf16* keys,
+                           int64_t width, int64_t visible, const bf16* next, float* scores,
+                           int64_t stride) {
+  float sums[kMaxGroups * kBlockTokens];
+  Following ahead(keys, kBlockTokens * width * 2, next);
+  for (int64_t key = 0; key < visible; key += kPanel)
+    direct_scores<Singles>(inputs, rows, keys + key * width, width, ahead, sums + key);
+  for (int64_t r = 0; r < rows; ++r) {
+    F32 best = set1(-INFINITY);
+    for (int64_t key = 0; key < visible; key += kLanes)
+      best = max(best, first_or(load(sums + r * kBlockTokens + key), visible - key, set1(-INFINITY)));
+    scores[r * stride] = max_of(best);
+  }
+}
+#endif
+
 template <class T>
 void score_tile(const SelectArgs& a, const SelectTile& tile, float* scores, float* panel,
                 float* copies) {
@@ -60,6 +79,16 @@ void score_tile(const SelectArgs& a, const SelectTile& tile, float* scores, floa
     // keys of the block that the tile's first token may see, and its last
     const int64_t visible_first = position + 1 - block * kBlockTokens;
     const int64_t visible_last = std::min(kBlockTokens, visible_first + tokens - 1);
+#if defined(MSERVE_FAST_TRANSPOSE)
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (tokens == 1 && a.width % kDirectWidth == 0) {
+        score_directly(inputs, rows, keys, a.width, visible_last,
+                       keys_of(std::min(block + 1, tile.last_block - 1)), scores + block,
+                       a.at.num_blocks);
+        continue;
+      }
+    }
+#endif
     for (int64_t column = 0; column < visible_last; column += kPanel) {
       Singles::pack_transposed(panel, keys + column * a.width, a.width, visible_last - column,
                                a.width, ahead);
