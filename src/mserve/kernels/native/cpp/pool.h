@@ -71,6 +71,18 @@ void parallel(Body&& body) {
              &body);
 }
 
+// What one thread reads in about 6 us, the price of a region with its barriers.
+constexpr int64_t kSerialBytes = 256 << 10;
+
+// The same, by the caller alone where the `bytes` to be read are not worth a region.
+template <class Body>
+void parallel_over(int64_t bytes, Body&& body) {
+  if (bytes < kSerialBytes)
+    body(Worker{0, 1, nullptr});
+  else
+    parallel([&](const Worker& me) { body(me); });
+}
+
 // Memory for one region's intermediate values, kept from call to call. `slot` tells apart the
 // buffers that an op holds at the same time. Only inside the calling thread's turn; throws
 // std::bad_alloc.

@@ -30,7 +30,7 @@ template <class T>
 void route_typed(const RouteArgs& a) {
   auto* inputs = static_cast<float*>(scratch(kRouteInputs, a.tokens * a.hidden * 4));
   auto* scores = static_cast<float*>(scratch(kRouteScores, a.tokens * a.experts * 4));
-  parallel([&](const Worker& me) {
+  parallel_over(a.experts * a.hidden * 4, [&](const Worker& me) {
     const Range tokens = me.share(a.tokens);
     if (std::is_same_v<T, bf16>) {
       for (int64_t at = tokens.begin * a.hidden, end = tokens.end * a.hidden; at < end; at += kLanes)

@@ -143,8 +143,10 @@ void select_piece(const SelectArgs& a, const SelectPiece& piece) {
   const int64_t panel_size = a.width * kPanel;
   const int64_t worker_size = panel_size + kSelectTokens * a.groups * panel_columns(a.width);
   auto* work = static_cast<float*>(scratch(kSelectScratchPanels, team_size() * worker_size * 4));
+  const int64_t bytes =
+      num_spans * segments * kSelectBlocks * kBlockTokens * a.width * int64_t(sizeof(T));
   std::atomic<int64_t> next{0};
-  parallel([&](const Worker& me) {
+  parallel_over(bytes, [&](const Worker& me) {
     float* panel = work + me.rank * worker_size;
     for (int64_t item; (item = next.fetch_add(1)) < num_spans * tiles * segments;) {
       SelectTile tile;
