@@ -78,6 +78,7 @@ class LLM:
         kv_cache_dtype: CacheDtype = "auto",
         index_cache_dtype: CacheDtype = "auto",
         seed: int = 0,
+        deterministic: bool = False,
         num_threads: int | None = None,
         report: Callable[[Loading], None] = lambda loading: None,
     ) -> None:
@@ -108,6 +109,7 @@ class LLM:
                 enable_expert_parallel=enable_expert_parallel,
             ),
             seed=seed,
+            deterministic=deterministic,
             num_threads=num_threads,
         )
         self._started = start(config, report)

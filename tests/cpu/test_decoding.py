@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from mserve.core import SamplingParams
+from mserve.checkpoint import open_checkpoint
+from mserve.core import (
+    CacheConfig,
+    EngineConfig,
+    ModelConfig,
+    ParallelConfig,
+    SamplingParams,
+    SetupError,
+)
+from mserve.engine.load import use_threads
+from mserve.kernels import native
 from mserve.testing.toys import BareEngine, small_toy
 from mserve.toy import write_toy
 
@@ -62,3 +73,32 @@ def test_a_request_has_the_same_bits_alone_and_in_any_batch(arch, tmp_path):
     for request, output in list(zip(work(), together, strict=True))[::3]:
         (alone,) = BareEngine(tmp_path / arch).run(request)
         assert given(alone) == given(output)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"cache": CacheConfig(kv_cache_dtype="int8")}, "native kernels for everything"),
+        ({"parallel": ParallelConfig(tensor_parallel_size=2)}, "one rank"),
+    ],
+)
+def test_deterministic_is_promised_only_where_it_holds(checkpoint, change, reason):
+    config = EngineConfig(model=ModelConfig(path=str(checkpoint)), deterministic=True, **change)
+    start = (config, open_checkpoint(checkpoint), torch.device("cpu"), 1)
+    if reason is None:
+        assert use_threads(*start).batch_invariant
+    else:
+        with pytest.raises(SetupError, match=reason):
+            use_threads(*start)
+
+
+def test_deterministic_is_refused_without_native_kernels(checkpoint, monkeypatch):
+    monkeypatch.setattr("mserve.kernels.choose.native.library", unavailable)
+    config = EngineConfig(model=ModelConfig(path=str(checkpoint)), deterministic=True)
+    with pytest.raises(SetupError, match="native kernels for everything"):
+        use_threads(config, open_checkpoint(checkpoint), torch.device("cpu"), 1)
+
+
+def unavailable():
+    raise native.NativeUnavailable("not built")

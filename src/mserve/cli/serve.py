@@ -130,6 +130,14 @@ def serve(
         int,
         _option("--seed", help="For requests that bring none.", rich_help_panel=_MODEL),
     ] = 0,
+    deterministic: Annotated[
+        bool,
+        _option(
+            "--deterministic",
+            help="Start only if answers cannot depend on what else is running, to the bit.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
     num_threads: Annotated[
         int | None,
         _option(
@@ -247,6 +255,7 @@ def serve(
             enable_expert_parallel=enable_expert_parallel,
         ),
         seed=seed,
+        deterministic=deterministic,
         num_threads=num_threads,
     )
 

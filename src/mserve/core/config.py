@@ -61,4 +61,5 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerConfig = SchedulerConfig()
     parallel: ParallelConfig = ParallelConfig()
     seed: int = 0
+    deterministic: bool = False  # start only if no request's bits depend on its company
     num_threads: int | None = None  # CPU threads over all ranks; None: the cores granted

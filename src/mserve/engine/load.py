@@ -75,12 +75,31 @@ def use_threads(
     torch.set_num_threads(threads)
     spec, dtype = spec_to_run(config, checkpoint), dtype_name(config, checkpoint)
     planes = cache_layout(spec, config, config.parallel.tensor_parallel_size).planes
-    return choose_kernels(
+    kernels = choose_kernels(
         device,
         threads,
         packed_weights=spec.quantization.format != "plain",
         packed_cache=any(plane.dtype != dtype for plane in planes),
     )
+    if config.deterministic:
+        _check_deterministic(config, kernels)
+    return kernels
+
+
+def _check_deterministic(config: EngineConfig, kernels: KernelChoice) -> None:
+    """``SetupError`` unless a request gets the same bits alone and in any batch."""
+    if config.parallel.tensor_parallel_size > 1:
+        raise SetupError(
+            "--deterministic holds for one rank: a sum over ranks may change its order with the "
+            "number of tokens",
+            hint="use --tensor-parallel-size 1, or leave --deterministic out",
+        )
+    if not kernels.batch_invariant:
+        raise SetupError(
+            f"--deterministic needs native kernels for everything; here: {kernels.line}",
+            hint="serve a bf16 or fp32 checkpoint with a cache of its type on a CPU, or leave "
+            "--deterministic out",
+        )
 
 
 def load_runner(

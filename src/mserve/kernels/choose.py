@@ -91,10 +91,15 @@ OPS_OF_CACHE = (write_kv, select_blocks, paged_attention, sparse_attention)
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
-    """What runs, and in one line why nothing faster does."""
+    """What runs, and in one line why nothing faster does.
+
+    ``batch_invariant``: every op gives a row the same bits alone and in any batch or chunk. That
+    of native ops is so by construction; a matrix product of torch chooses by its shape.
+    """
 
     implementation: Literal["reference", "native"]
     line: str
+    batch_invariant: bool = False
 
 
 def find_kernels(device: torch.device) -> KernelChoice:
@@ -127,7 +132,7 @@ def choose_kernels(
         for op in OPS_OF_CACHE:
             op.run = op.reference
     line = f"{choice.line}; {' and '.join(slow)} in torch, slow" if slow else choice.line
-    return KernelChoice("native", line)
+    return KernelChoice("native", line, batch_invariant=not slow)
 
 
 def use_kernels(implementation: Literal["reference", "native"]) -> None:
