@@ -83,7 +83,11 @@ def test_messages_cannot_spell_control_tokens(arch: str, contents: tuple[str, st
 
 @pytest.mark.parametrize("arch", ["m2", "m3"])
 @settings(deadline=None)
-@given(contents=st.tuples(*[st.text(st.sampled_from("ab []<>~/é\n") | st.characters())] * 4))
+@given(
+    contents=st.tuples(
+        *[st.text(st.sampled_from("ab []<>~/é\n") | st.characters(codec="utf-8"))] * 4
+    )
+)
 def test_text_without_marks_is_tokenized_as_transformers_does(
     arch: str, contents: tuple[str, ...]
 ) -> None:
