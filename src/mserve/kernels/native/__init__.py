@@ -2,7 +2,7 @@
 
     build.py     compiles cpp/ into a shared library; needs a C++ compiler, nothing of Python
     library.py   loads it, chooses instruction set and threads
-    ops.py       the ops on tensors
+    matrix_ops.py, row_ops.py, cache_ops.py   the ops on tensors
     tape.py      a step's ops recorded, and played back in one call
     cpp/         the library: no torch, no Python, no OpenMP
 
@@ -10,6 +10,12 @@ Every row of every op has the same bits alone and in any batch, on any number of
 """
 
 from mserve.kernels.native.build import BuildError, ensure_built
+from mserve.kernels.native.cache_ops import (
+    paged_attention,
+    select_blocks,
+    sparse_attention,
+    write_kv,
+)
 from mserve.kernels.native.library import (
     NativeError,
     NativeUnavailable,
@@ -20,25 +26,19 @@ from mserve.kernels.native.library import (
     set_num_threads,
     use_isa,
 )
-from mserve.kernels.native.ops import (
+from mserve.kernels.native.matrix_ops import gated_mlp, linear, run_experts
+from mserve.kernels.native.row_ops import (
     embedding,
-    gated_mlp,
     gemma_rms_norm,
     highest,
-    linear,
     mean_squares,
     norm_rope,
-    paged_attention,
     read,
     residual_sum,
     rms_norm,
     rms_norm_rope,
     rope_angles,
     route,
-    run_experts,
-    select_blocks,
-    sparse_attention,
-    write_kv,
 )
 from mserve.kernels.native.tape import Arena, Tape, record
 
