@@ -21,8 +21,10 @@ import sys
 import time
 from pathlib import Path
 
-from mserve.core import SamplingParams
-from mserve.llm import LLM
+ENVIRONMENT = dict(os.environ)  # before mserve changes how OpenMP waits, which would slow the peer
+
+from mserve.core import SamplingParams  # noqa: E402
+from mserve.llm import LLM  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -109,7 +111,7 @@ def llama(options: argparse.Namespace) -> dict[str, float]:
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     return done.stdout.strip()
 
 
