@@ -17,9 +17,9 @@ import msgspec
 
 from mserve.core import RequestError, SamplingParams
 from mserve.text import ThinkingMode
+from mserve.text.grammar import MAX_NAME_CHARS, markup_can_hold
 
 MAX_TOOLS = 2048
-MAX_NAME_CHARS = 256
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +91,7 @@ def check_tools(tools: tuple[Tool, ...], choice: ToolChoice, *, param: str = "to
         where = f"{param}[{number}]"
         if not tool.name or len(tool.name) > MAX_NAME_CHARS:
             raise RequestError(f"{where}: a name has 1 to {MAX_NAME_CHARS} characters", param=where)
-        if not tool.name.isprintable() or set(tool.name) & set('<>"'):
+        if not markup_can_hold(tool.name):
             raise RequestError(
                 f'{where}: a name must not hold < > " or control characters', param=where
             )

@@ -24,17 +24,19 @@ Per request:
     checker     trying a grammar in a process that can be killed (``worker``)
 """
 
-from mserve.text.grammar.calls import Tool
+from mserve.text.grammar.calls import MAX_NAME_CHARS, Tool, markup_can_hold
 from mserve.text.grammar.checker import GrammarChecker
 from mserve.text.grammar.constraint import Constrained, NamedTool, ToolChoice, constraint_for
 from mserve.text.grammar.vocabulary import vocabulary_facts
 
 __all__ = [
+    "MAX_NAME_CHARS",
     "Constrained",
     "GrammarChecker",
     "NamedTool",
     "Tool",
     "ToolChoice",
     "constraint_for",
+    "markup_can_hold",
     "vocabulary_facts",
 ]

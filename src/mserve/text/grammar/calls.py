@@ -23,7 +23,7 @@ from mserve.text.grammar.rules import Rules
 from mserve.text.grammar.schema import clean, refused
 
 MAX_TOOLS: Final = 512
-_MAX_NAME_CHARS: Final = 256
+MAX_NAME_CHARS: Final = 256
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -36,6 +36,11 @@ class Tool(msgspec.Struct, frozen=True):
     strict: bool = False
 
 
+def markup_can_hold(name: str) -> bool:
+    """Whether ``name`` can stand in a tag without being read as the end of it."""
+    return name.isprintable() and not set(name) & set('"<>')
+
+
 def check_tools(tools: Sequence[Tool]) -> None:
     """Raises ``RequestError`` for names that no markup can hold."""
     if len(tools) > MAX_TOOLS:
@@ -43,9 +48,9 @@ def check_tools(tools: Sequence[Tool]) -> None:
     names = set()
     for number, tool in enumerate(tools):
         param = f"tools.{number}.name"
-        if not 0 < len(tool.name) <= _MAX_NAME_CHARS:
-            raise RequestError(f"a tool's name has 1 to {_MAX_NAME_CHARS} characters", param=param)
-        if not tool.name.isprintable() or any(char in '"<>' for char in tool.name):
+        if not 0 < len(tool.name) <= MAX_NAME_CHARS:
+            raise RequestError(f"a tool's name has 1 to {MAX_NAME_CHARS} characters", param=param)
+        if not markup_can_hold(tool.name):
             message = 'a tool\'s name holds a control character, a quote, "<" or ">"'
             raise RequestError(message, param=param)
         if tool.name in names:
