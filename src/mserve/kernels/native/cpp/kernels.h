@@ -19,7 +19,8 @@ namespace MSERVE_ISA {
 #include "route.h"
 #include "direct.h"
 #include "select_blocks.h"
-
+#include "softmax.h"
+#include "attend_block.h"
 #include "attention.h"
 
 extern const Kernels kernels{
