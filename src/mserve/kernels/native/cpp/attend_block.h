@@ -21,6 +21,7 @@ struct AttentionWork {
   int64_t* cursor;          // [tokens] next entry of each token's list
   int32_t* readers;         // [rows] that read the current block
   Element *keys, *values;   // panels of the current block
+  T* expanded;              // its keys or values, if they are packed
   float* scores;            // [kScoreRows, kBlockTokens]
   Probability* probabilities;
   int64_t width;            // of the head, in whole panels
@@ -33,6 +34,7 @@ struct AttentionWork {
     take(memory, copies, rows * width), take(memory, cursor, rows), take(memory, readers, rows);
     take(memory, keys, panel_steps<Kind>(a.width) * kBlockTokens);
     take(memory, values, panel_steps<Kind>(kBlockTokens) * width);
+    take(memory, expanded, a.key.form == Cached::kPlain ? 0 : kBlockTokens * a.width);
     take(memory, scores, kScoreRows * kBlockTokens), take(memory, probabilities, kScoreRows * kBlockTokens);
     float* out;
     take(memory, out, 2 * rows * width);
@@ -82,11 +84,30 @@ inline int64_t head_offset(const AttentionArgs& a, const AttentionItem& item, in
   return (item.span * a.at.length + token) * stride + head * a.width;
 }
 
+// Keys and values of one block, and the one that is read after it.
+struct BlockOf {
+  BlockPart key, value, next_key;
+  int64_t seen;  // of its tokens count
+
+  BlockOf(const AttentionArgs& a, const AttentionItem& item, int64_t block, int64_t next,
+          int64_t seen)
+      : key{a.key, id_of(a, item, block), item.group, a.width},
+        value{a.value, id_of(a, item, block), item.group, a.width},
+        next_key{a.key, id_of(a, item, next), item.group, a.width},
+        seen(seen) {}
+  Factors factors() const { return {key.factors(), value.factors()}; }
+
+ private:
+  static int64_t id_of(const AttentionArgs& a, const AttentionItem& item, int64_t block) {
+    return a.at.blocks[item.span * a.at.num_blocks + block];
+  }
+};
+
 // Adds one block, whose panels are in `work`, to the open sums of `count` rows.
 // position: of the first token of the item, relative to the block's first.
 template <class T>
 void absorb(const AttentionArgs& a, AttentionWork<T>& work, const int32_t* readers, int64_t count,
-            int64_t position) {
+            int64_t position, Factors factors) {
   using Kind = typename AttentionWork<T>::Kind;
   using Element = typename AttentionWork<T>::Element;
   const Element* rows[kScoreRows];
@@ -105,8 +126,8 @@ void absorb(const AttentionArgs& a, AttentionWork<T>& work, const int32_t* reade
     const int64_t token = readers[r] / (a.heads / a.groups);
     const int64_t visible = std::min(kBlockTokens, position + token + 1);
     auto* probabilities = work.probabilities + r * kBlockTokens;
-    keep[r] = soften(work.open[readers[r]], work.scores + r * kBlockTokens, visible, a.scale,
-                        probabilities);
+    keep[r] = soften(work.open[readers[r]], work.scores + r * kBlockTokens, factors, visible,
+                     a.scale, probabilities);
     rows[r] = reinterpret_cast<const Element*>(probabilities);
     most = std::max(most, visible);
   }
@@ -123,60 +144,66 @@ void absorb(const AttentionArgs& a, AttentionWork<T>& work, const int32_t* reade
         });
 }
 
-// Keys or values of one block for the item's KV head.
+// Makes the panels of one block, while values and then the keys of the next block are fetched.
 template <class T>
-const T* part_of(const AttentionArgs& a, const Plane& plane, const AttentionItem& item,
-                 int64_t block) {
-  const int64_t id = a.at.blocks[item.span * a.at.num_blocks + block];
-  return static_cast<const T*>(plane.data) + id * plane.block_stride +
-         item.group * kBlockTokens * a.width;
-}
-
-// Makes the panels of one block, of which `seen` tokens count, while values and then the keys of
-// block `next` are fetched.
-template <class T>
-void pack_block(const AttentionArgs& a, const AttentionItem& item, int64_t block, int64_t seen,
-                int64_t next, AttentionWork<T>& work) {
+void pack_block(const AttentionArgs& a, const BlockOf& block, AttentionWork<T>& work) {
   using Kind = typename AttentionWork<T>::Kind;
-  const T* keys = part_of<T>(a, a.key, item, block);
-  const T* values = part_of<T>(a, a.value, item, block);
-  Ahead values_ahead(values), keys_ahead(part_of<T>(a, a.key, item, next));
+  const int64_t count = block.seen * a.width;
+  const T* keys = plain_values(a.key, block.key.at(), count, work.expanded);
+  Ahead values_ahead(block.value.start(sizeof(T)));
   for (int64_t column = 0; column < kBlockTokens; column += kPanel)
     Kind::pack_transposed(work.keys + column * panel_steps<Kind>(a.width), keys + column * a.width,
-                          a.width, seen - column, a.width, values_ahead);
+                          a.width, block.seen - column, a.width, values_ahead);
+  const T* values = plain_values(a.value, block.value.at(), count, work.expanded);
+  Ahead keys_ahead(block.next_key.start(sizeof(T)));
   for (int64_t column = 0; column < work.width; column += kPanel)
     Kind::pack(work.values + column * panel_steps<Kind>(kBlockTokens), values + column, a.width,
-               seen, a.width - column, keys_ahead);
+               block.seen, a.width - column, keys_ahead);
 }
 
 #if defined(MSERVE_BF16_PAIRS)
-// The same for one block of a single token, from where it lies. `next` is the block after it.
-inline void absorb_directly(const AttentionArgs& a, const AttentionItem& item, int64_t block,
-                            int64_t next, int64_t seen, AttentionWork<bf16>& work) {
-  const int64_t rows = a.heads / a.groups, bytes = kBlockTokens * a.width * 2;
-  const bf16 *keys = part_of<bf16>(a, a.key, item, block),
-             *values = part_of<bf16>(a, a.value, item, block);
+// The same for one block of a single token, from where it lies.
+template <class Stored>
+void absorb_directly(const AttentionArgs& a, const BlockOf& block, AttentionWork<bf16>& work) {
+  const int64_t rows = a.heads / a.groups;
+  const int64_t bytes = kBlockTokens * a.width * int64_t(sizeof(Stored));
+  const auto *keys = block.key.values<Stored>(), *values = block.value.values<Stored>();
   Weighted weighted[kDirectRows];
   Following values_ahead(keys, bytes, values);
-  for (int64_t key = 0; key < seen; key += kPanel)
+  for (int64_t key = 0; key < block.seen; key += kPanel)
     direct_scores<Pairs>(work.queries, rows, keys + key * a.width, a.width, values_ahead,
                          work.scores + key);
   for (int64_t r = 0; r < rows; ++r) {
     bf16* probabilities = work.probabilities + r * kBlockTokens;
     float* out = work.open[r].out;
-    const F32 keep = set1(soften(work.open[r], work.scores + r * kBlockTokens, seen, a.scale,
-                                       probabilities));
+    const F32 keep = set1(soften(work.open[r], work.scores + r * kBlockTokens, block.factors(),
+                                 block.seen, a.scale, probabilities));
     for (int64_t k = 0; k < a.width; k += kLanes) store(out + k, mul(keep, load(out + k)));
     weighted[r] = {probabilities, out};
   }
-  Following keys_ahead(values, bytes, part_of<bf16>(a, a.key, item, next));
-  direct_values(weighted, rows, values, a.width, seen, keys_ahead);
+  Following keys_ahead(values, bytes, block.next_key.values<Stored>());
+  direct_values(weighted, rows, values, a.width, block.seen, keys_ahead);
+}
+
+inline void absorb_directly(const AttentionArgs& a, const BlockOf& block,
+                            AttentionWork<bf16>& work) {
+  switch (a.key.form) {
+    case Cached::kPlain:
+      return absorb_directly<bf16>(a, block, work);
+    case Cached::kE4m3:
+      return absorb_directly<Code<Cached::kE4m3>>(a, block, work);
+    case Cached::kInt8:
+      return absorb_directly<Code<Cached::kInt8>>(a, block, work);
+    case Cached::kBFloat16:
+      return;  // under fp32 only
+  }
 }
 #endif
 
 // Whether a token's rows are better off without panels.
 template <class T>
-constexpr bool goes_directly(const AttentionArgs& a, int64_t tokens) {
+constexpr bool goes_directly([[maybe_unused]] const AttentionArgs& a,
+                             [[maybe_unused]] int64_t tokens) {
 #if defined(MSERVE_BF16_PAIRS)
   return std::is_same_v<T, bf16> && tokens == 1 && a.width % kDirectWidth == 0 &&
          a.heads / a.groups <= kDirectRows;

@@ -60,15 +60,16 @@ void attend(const AttentionArgs& a, const AttentionItem& item, AttentionWork<T>&
         following < ends[last_reader]
             ? entry_block(a, item.span, item.first_token + last_reader, item.group, following)
             : block;
-    const int64_t seen = std::min(kBlockTokens, offset + last_reader + 1);
+    const BlockOf part(a, item, block, upcoming,
+                       std::min(kBlockTokens, offset + last_reader + 1));
     if (goes_directly<T>(a, tokens)) {
 #if defined(MSERVE_BF16_PAIRS)
-      if constexpr (std::is_same_v<T, bf16>) absorb_directly(a, item, block, upcoming, seen, work);
+      if constexpr (std::is_same_v<T, bf16>) absorb_directly(a, part, work);
 #endif
     } else {
-      pack_block(a, item, block, seen, upcoming, work);
+      pack_block(a, part, work);
       for (int64_t r = 0; r < count; r += kScoreRows)
-        absorb(a, work, work.readers + r, std::min(kScoreRows, count - r), offset);
+        absorb(a, work, work.readers + r, std::min(kScoreRows, count - r), offset, part.factors());
     }
     for (int64_t r = 0; r < count; r += per_group) {
       const int64_t t = work.readers[r] / per_group;

@@ -28,11 +28,19 @@ inline void clear(Softmax& softmax, int64_t width) {
   std::fill_n(softmax.out, width, 0.0f);
 }
 
-// Scores of one row become probabilities relative to the row's peak; returns what the sums so far
-// have to be multiplied with.
+// What a packed block's codes lack, [kBlockTokens] each, or null: factors of its keys and values.
+struct Factors {
+  const float *key, *value;
+};
+
+// Scores of one row with a block of keys become probabilities relative to the row's peak, ready to
+// weigh the block's stored values; returns what the sums so far have to be multiplied with.
 template <class Probability>
-float soften(Softmax& softmax, const float* scores, int64_t visible, float scale,
+float soften(Softmax& softmax, float* scores, Factors factors, int64_t visible, float scale,
              Probability* probabilities) {
+  if (factors.key != nullptr)
+    for (int64_t k = 0; k < visible; k += kLanes)
+      store(scores + k, mul(load(scores + k), load(factors.key + k)));
   F32 best = set1(-INFINITY);
   for (int64_t k = 0; k < visible; k += kLanes)
     best = max(best, first_or(load(scores + k), visible - k, set1(-INFINITY)));
@@ -43,7 +51,10 @@ float soften(Softmax& softmax, const float* scores, int64_t visible, float scale
     const F32 weight = exp(fma(load(scores + k), set1(scale), set1(-peak)));
     const F32 seen = first_or(weight, visible - k, zero());
     total = add(total, seen);
-    store(probabilities + k, seen);
+    if (factors.value == nullptr)
+      store(probabilities + k, seen);
+    else
+      store(probabilities + k, first_or(mul(weight, load(factors.value + k)), visible - k, zero()));
   }
   softmax.peak = peak;
   softmax.total = softmax.total * keep + sum(total);
