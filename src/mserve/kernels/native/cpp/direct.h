@@ -18,7 +18,9 @@ constexpr int64_t kDirectRows = 24;
 constexpr int64_t kDirectSliceBytes = 128;
 // Values whose rows stay in the first-level cache for all columns and rows of sums.
 constexpr int64_t kDirectValues = 32;
-// A panel's worth of keys is touched in every slice, so all of it has to be there beforehand.
+// A panel's worth of keys is touched in every slice, so all of it has to be there beforehand. What
+// is fetched is spread over all of the work: a core has room for few lines on their way, and in
+// bursts it waits for memory, then memory for it.
 constexpr int64_t kDirectAheadBytes = 16384;
 
 // Memory read in order, fetched a fixed distance ahead: to the end of one piece, and on into the
@@ -86,11 +88,12 @@ inline void direct_scores(const typename Kind::Element* const* rows, int64_t cou
     const int64_t length = std::min(kSlice, width - at);
     for (int64_t line = 0; line < length; line += kLine)
       for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
-        ahead.lines(kLanes);
+        ahead.lines(kLanes / 2);
         turn<Kind>(turned + line / Kind::kWidth * kPanel + lane, keys + lane * width + at + line,
                    width);
       }
     for (int64_t r = 0; r < count; ++r) parts[r] = rows[r] + at / Kind::kWidth;
+    int64_t lines = length / kLine * kPanel / 2;
     panel_rows<Kind>(
         parts, count, turned, length / Kind::kWidth,
         [&](int64_t r, int i) {
@@ -98,6 +101,10 @@ inline void direct_scores(const typename Kind::Element* const* rows, int64_t cou
         },
         [&](int64_t r, const F32* totals) {
           for (int i = 0; i < 4; ++i) store(sums + r * kBlockTokens + i * kLanes, totals[i]);
+        },
+        [&] {
+          constexpr int64_t kEach = 2 * Kind::kWidth * sizeof(Stored) / 4;
+          if (lines > 0) ahead.lines(kEach), lines -= kEach;
         });
   }
 }
@@ -146,7 +153,7 @@ inline void add_values(const Weighted* rows, const Stored* values, int64_t width
     for (int i = 0; i < 4; ++i) sums[r][i] = load(rows[r].out + at + i * kLanes);
   for (int64_t k = first; k < last; k += 2) {
     const Stored* row = values + k * width + at;
-    if (ahead != nullptr) ahead->lines(2 * width * int64_t(sizeof(Stored)) / 64);
+    if (ahead != nullptr) ahead->lines(2 * kDirectWidth * int64_t(sizeof(Stored)) / 64);
     __m512bh columns[4];
     value_pairs(row, k + 1 < seen ? row + width : nullptr, columns);
 #pragma GCC unroll 8
@@ -180,7 +187,7 @@ inline void direct_values(const Weighted* rows, int64_t count, const Stored* val
   for (int64_t first = 0; first < seen; first += kDirectValues)
     for (int64_t at = 0; at < width; at += kDirectWidth)
       add_values_to(rows, count, values, width, at, first, std::min(first + kDirectValues, seen),
-                    seen, at == 0 ? &ahead : nullptr);
+                    seen, &ahead);
 }
 
 #endif

@@ -152,12 +152,17 @@ inline int64_t panel_steps(int64_t width) {
   return (width + Kind::kWidth - 1) / Kind::kWidth;
 }
 
+// What else is done while a panel is multiplied: nothing.
+struct NoErrand {
+  void operator()() const {}
+};
+
 // One panel of kPanel columns times R rows: keep(r, sums) takes each row's four registers.
-// start(r, i) gives what register i begins with.
-template <class Kind, int R, class Start, class Keep>
+// start(r, i) gives what register i begins with, errand() is run at every step.
+template <class Kind, int R, class Start, class Keep, class Errand>
 inline void panel_tile(const typename Kind::Element* const* rows,
                        const typename Kind::Element* panel, int64_t steps, Start&& start,
-                       Keep&& keep) {
+                       Keep&& keep, Errand&& errand) {
   F32 sums[R][4];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -165,6 +170,7 @@ inline void panel_tile(const typename Kind::Element* const* rows,
     for (int i = 0; i < 4; ++i) sums[r][i] = start(r, i);
   for (int64_t k = 0; k < steps; ++k) {
     typename Kind::V columns[4];
+    errand();
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) columns[i] = Kind::load(panel + k * kPanel + i * kLanes);
 #pragma GCC unroll 8
@@ -179,20 +185,20 @@ inline void panel_tile(const typename Kind::Element* const* rows,
 }
 
 // The same for any number of rows; start and keep get the row's number among all.
-template <class Kind, int R = kPanelRows, class Start, class Keep>
+template <class Kind, int R = kPanelRows, class Start, class Keep, class Errand = NoErrand>
 inline void panel_rows(const typename Kind::Element* const* rows, int64_t count,
                        const typename Kind::Element* panel, int64_t steps, Start&& start,
-                       Keep&& keep) {
+                       Keep&& keep, Errand&& errand = {}) {
   int64_t row = 0;
   for (; row + R <= count; row += R)
     panel_tile<Kind, R>(
         rows + row, panel, steps, [&](int r, int i) { return start(row + r, i); },
-        [&](int r, const F32* sums) { keep(row + r, sums); });
+        [&](int r, const F32* sums) { keep(row + r, sums); }, errand);
   if constexpr (R > 1) {
     if (row < count)
       panel_rows<Kind, R - 1>(
           rows + row, count - row, panel, steps,
           [&](int64_t r, int i) { return start(row + r, i); },
-          [&](int64_t r, const F32* sums) { keep(row + r, sums); });
+          [&](int64_t r, const F32* sums) { keep(row + r, sums); }, errand);
   }
 }
