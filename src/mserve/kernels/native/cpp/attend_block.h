@@ -35,7 +35,8 @@ struct AttentionWork {
     take(memory, keys, panel_steps<Kind>(a.width) * kBlockTokens);
     take(memory, values, panel_steps<Kind>(kBlockTokens) * width);
     take(memory, expanded, a.key.form == Cached::kPlain ? 0 : kBlockTokens * a.width);
-    take(memory, scores, kScoreRows * kBlockTokens), take(memory, probabilities, kScoreRows * kBlockTokens);
+    take(memory, scores, kScoreRows * kBlockTokens);
+    take(memory, probabilities, kScoreRows * kBlockTokens);
     float* out;
     take(memory, out, 2 * rows * width);
     if (memory == nullptr) return;

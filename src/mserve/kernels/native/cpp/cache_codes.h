@@ -1,6 +1,7 @@
-// Values of the KV cache that are shorter than those of the op: bf16 under fp32, or one byte each:
-// e4m3 numbers, or integers whose vector has a factor beside it. All are exact in bf16, so products are taken with the codes, and a factor meets a sum of
-// products (keys) or a probability (values): one multiplication per key instead of one per element.
+// Values of the KV cache that are shorter than those of the op: bf16 under fp32, or one byte each,
+// as e4m3 numbers or as integers whose vector has a factor beside it. All are exact in bf16, so
+// products are taken with the codes, and a factor meets a sum of products (keys) or a probability
+// (values): one multiplication per key instead of one per element.
 //
 // Writing rounds as the reference does, in fp32, to nearest and ties to even.
 

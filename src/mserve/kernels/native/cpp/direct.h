@@ -1,20 +1,19 @@
 // Products of a few rows with one block of the cache, from where it lies: no panel of the whole
 // block is made, since one decoded token has too few rows to pay for it.
 //
-//   keys      64 of them, a cache line of each at a time, are turned into a piece of a panel: a lane
-//             is a key
+//   keys      64 of them, a few lines of each, are turned into a piece of a panel: a lane is a key
 //   values    two of them are interleaved in registers: a lane is a column
 //
-// Codes of a packed cache become bf16 in registers on the way. Every sum runs over the same elements
-// in the same order and lane as with panels (panel.h), so both agree bit for bit. Needs AVX-512, for
-// codes AVX-512 BF16, and a width that is a multiple of kDirectWidth.
+// Codes of a packed cache become bf16 in registers on the way. Every sum runs over the same
+// elements in the same order and lane as with panels (panel.h), so both agree bit for bit. Needs
+// AVX-512, for codes AVX-512 BF16, and a width that is a multiple of kDirectWidth.
 
 #if defined(MSERVE_FAST_TRANSPOSE)
 
 constexpr int64_t kDirectWidth = 64;
 constexpr int64_t kDirectRows = 24;
-// Bytes of a key that are turned before they are multiplied: with one line at a time the products wait
-// for stores that have not reached the cache (12 % of the time of a block).
+// Bytes of a key that are turned before they are multiplied: with one line at a time the products
+// wait for stores that have not reached the cache (12 % of the time of a block).
 constexpr int64_t kDirectSliceBytes = 128;
 // Values whose rows stay in the first-level cache for all columns and rows of sums.
 constexpr int64_t kDirectValues = 32;
