@@ -100,7 +100,8 @@ int mserve_use_isa(const char* name) {
   return 1;
 }
 
-void mserve_set_num_threads(int count) { set_num_threads(count); }
+// 0, or 1 if the system refused to pin a worker to its processor; `cpus` [count] or null.
+int mserve_set_num_threads(int count, const int* cpus) { return set_num_threads(count, cpus) ? 0 : 1; }
 
 int mserve_num_threads() {
   Turn turn;
