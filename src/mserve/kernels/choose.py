@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from mserve.kernels import native
+from mserve.kernels.draw import draw as draw_in_torch
 from mserve.kernels.embedding import embedding as embedding_in_torch
 from mserve.kernels.highest import highest as highest_in_torch
 from mserve.kernels.linear import linear as linear_in_torch
@@ -62,6 +63,7 @@ rope_angles = Op(rope_angles_in_torch, native.rope_angles)
 embedding = Op(embedding_in_torch, native.embedding)
 residual_sum = Op(residual_sum_in_torch, native.residual_sum)
 highest = Op(highest_in_torch, native.highest)
+draw = Op(draw_in_torch, native.draw)
 write_kv = Op(write_kv_in_torch, native.write_kv)
 select_blocks = Op(select_blocks_in_torch, native.select_blocks)
 paged_attention = Op(paged_attention_in_torch, native.paged_attention)
@@ -81,6 +83,7 @@ OPS = (
     embedding,
     residual_sum,
     highest,
+    draw,
     write_kv,
     select_blocks,
     paged_attention,

@@ -7,16 +7,25 @@ blocks. Costs one layer's reference per kind.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from mserve.core import BLOCK_TOKENS
-from mserve.kernels import compared_kernels, highest, write_kv
+from mserve.kernels import DrawRules, compared_kernels, draw, highest, write_kv
 from mserve.layers.batch import Batch
 from mserve.layers.decoder import Decoder, DecoderLayer
 from mserve.layers.kv_cache import KVCache
 
 _TOKENS = 3
 _SPARE_BLOCKS = 3  # beyond what selection keeps
+# One row of each way: the whole vocabulary, a nucleus, a top_k.
+_DRAWN = DrawRules(
+    temperature=np.full(_TOKENS, 1.5),
+    limit=np.array([1000, 1000, 40]),
+    top_p=np.array([1.0, 0.9, 0.9]),
+    min_p=np.zeros(_TOKENS),
+    uniform=np.full(_TOKENS, 0.7),
+)
 
 
 def check_kernels(decoder: Decoder, cache: KVCache) -> list[int]:
@@ -57,6 +66,7 @@ def _check_layer(decoder: Decoder, number: int, cache: KVCache) -> None:
     with compared_kernels():
         layer(hidden, batch, decoder.angles(batch.positions), cache)
         highest(scores)
+        draw(scores, np.arange(_TOKENS), _DRAWN)
     cache.clear(blocks)
 
 

@@ -28,6 +28,7 @@ from mserve.kernels.native.library import (
 )
 from mserve.kernels.native.matrix_ops import gated_mlp, linear, run_experts
 from mserve.kernels.native.row_ops import (
+    draw,
     embedding,
     gemma_rms_norm,
     highest,
@@ -49,6 +50,7 @@ __all__ = [
     "NativeUnavailable",
     "Tape",
     "available_isas",
+    "draw",
     "embedding",
     "ensure_built",
     "gated_mlp",

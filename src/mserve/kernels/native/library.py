@@ -27,6 +27,7 @@ _OPS = {
     "mserve_rope_angles": [_P] * 4 + [_N] * 2,
     "mserve_residual_sum": [_P] * 3 + [_N] * 2 + [_I],
     "mserve_highest": [_P] * 3 + [_N] * 2,
+    "mserve_draw": [_P] * 8 + [_N] * 2,
     "mserve_tape_begin": [],
     "mserve_tape_play": [_P],
     "mserve_write_kv": [_P] * 3 + [_N] * 5 + [_I],

@@ -6,8 +6,10 @@ Knows tensors; does not know layers or when to use which implementation.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
+from mserve.kernels.draw import DrawRules
 from mserve.kernels.native.demands import contiguous, heads_contiguous, same_dtype, typed
 from mserve.kernels.native.library import NativeError, check, library
 
@@ -168,6 +170,22 @@ def highest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         )
     )
     return values, places
+
+
+def draw(logits: torch.Tensor, rows: np.ndarray, rules: DrawRules) -> torch.Tensor:
+    """Token ids int64 of ``rows`` [D] int64 of ``logits`` [R, V] fp32, by ``rules`` of as many. The
+    id of a row whose highest logit is not finite means nothing."""
+    contiguous(logits), typed(logits, torch.float32)
+    ids = torch.empty(len(rows), dtype=torch.int64)
+    numbers = (rules.temperature, rules.limit, rules.top_p, rules.min_p, rules.uniform)
+    kept = [np.ascontiguousarray(array) for array in (rows, *numbers)]
+    check(
+        library().mserve_draw(
+            logits.data_ptr(), *(array.ctypes.data for array in kept), ids.data_ptr(),
+            len(rows), logits.shape[1],
+        )
+    )  # fmt: skip
+    return ids
 
 
 def route(

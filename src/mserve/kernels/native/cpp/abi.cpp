@@ -191,6 +191,13 @@ int mserve_highest(const float* scores, float* values, int64_t* ids, int64_t row
   return run(&Kernels::highest, HighestArgs{scores, values, ids, rows, width});
 }
 
+int mserve_draw(const float* scores, const int64_t* rows, const double* temperature,
+                const int64_t* limit, const double* top_p, const double* min_p,
+                const double* uniform, int64_t* ids, int64_t count, int64_t width) {
+  return run(&Kernels::draw,
+             DrawArgs{scores, rows, temperature, limit, top_p, min_p, uniform, ids, count, width});
+}
+
 int mserve_write_kv(void* plane, const void* x, const int64_t* slots, int64_t block_stride,
                     int64_t tokens, int64_t heads, int64_t width, int64_t x_stride, int dtype) {
   return run(&Kernels::write_kv, WriteArgs{plane, x, slots, block_stride, tokens, heads, width,

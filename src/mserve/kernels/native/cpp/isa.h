@@ -29,6 +29,7 @@ struct Kernels {
   void (*rope_angles)(const AnglesArgs&);
   void (*residual_sum)(const ResidualArgs&);
   void (*highest)(const HighestArgs&);
+  void (*draw)(const DrawArgs&);
   void (*route)(const RouteArgs&);
   void (*select_blocks)(const SelectArgs&);
   void (*attention)(const AttentionArgs&);

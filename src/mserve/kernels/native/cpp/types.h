@@ -182,6 +182,17 @@ struct HighestArgs {
   int64_t rows, width;
 };
 
+// One token for each of `rows` of the scores, by chance. Arrays are [count].
+struct DrawArgs {
+  const float* scores;  // [any, width]
+  const int64_t* rows;
+  const double* temperature;
+  const int64_t* limit;  // the most likely that may be drawn
+  const double *top_p, *min_p, *uniform;
+  int64_t* ids;
+  int64_t count, width;
+};
+
 // Which experts a token goes to.
 struct RouteArgs {
   const void* x;      // [tokens, hidden] of dtype
