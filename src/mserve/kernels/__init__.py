@@ -14,7 +14,6 @@ from mserve.kernels.choose import (
     find_kernels,
     gated_mlp,
     gemma_rms_norm,
-    highest,
     linear,
     mean_squares,
     norm_rope,
@@ -38,6 +37,7 @@ from mserve.kernels.linear_int8 import linear_int8, linear_int8_static, quantize
 from mserve.kernels.linear_mxfp8 import MXFP8_GROUP, dequantize_mxfp8, linear_mxfp8
 from mserve.kernels.matrix import Fp8BlockMatrix, Matrix, Mxfp8Matrix
 from mserve.kernels.moe import sum_experts
+from mserve.kernels.random import uniform
 from mserve.kernels.ranking import best, rank_of
 from mserve.kernels.rms_norm import rms_norm_given
 from mserve.kernels.rope import rope, rope_frequencies
@@ -64,7 +64,6 @@ __all__ = [
     "find_kernels",
     "gated_mlp",
     "gemma_rms_norm",
-    "highest",
     "linear",
     "linear_fp8_block",
     "linear_int8",
@@ -89,6 +88,7 @@ __all__ = [
     "sparse_attention",
     "sum_experts",
     "swiglu_oai",
+    "uniform",
     "use_kernels",
     "write_kv",
 ]

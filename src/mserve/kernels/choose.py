@@ -19,7 +19,6 @@ import torch
 from mserve.kernels import native
 from mserve.kernels.draw import draw as draw_in_torch
 from mserve.kernels.embedding import embedding as embedding_in_torch
-from mserve.kernels.highest import highest as highest_in_torch
 from mserve.kernels.linear import linear as linear_in_torch
 from mserve.kernels.moe import gated_mlp as gated_mlp_in_torch
 from mserve.kernels.moe import run_experts as run_experts_in_torch
@@ -62,7 +61,6 @@ mean_squares = Op(mean_squares_in_torch, native.mean_squares)
 rope_angles = Op(rope_angles_in_torch, native.rope_angles)
 embedding = Op(embedding_in_torch, native.embedding)
 residual_sum = Op(residual_sum_in_torch, native.residual_sum)
-highest = Op(highest_in_torch, native.highest)
 draw = Op(draw_in_torch, native.draw)
 write_kv = Op(write_kv_in_torch, native.write_kv)
 select_blocks = Op(select_blocks_in_torch, native.select_blocks)
@@ -82,7 +80,6 @@ OPS = (
     rope_angles,
     embedding,
     residual_sum,
-    highest,
     draw,
     write_kv,
     select_blocks,

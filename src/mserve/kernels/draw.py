@@ -1,10 +1,10 @@
-"""One token per row by chance: the temperature, the cuts, and one uniform number.
+"""One token per row of scores: the highest, or one drawn by chance.
 
     weights = exp((logits - highest) / temperature) -> top_k -> top_p -> min_p -> one draw
 
 The draw inverts the cumulative weights in a fixed order, summed in fp64: by id for a row that keeps
 the whole vocabulary, from the most likely on for a row that top_k or top_p cuts.
-Knows logits and numbers; does not know requests, or how a uniform number is made.
+Knows logits and numbers; does not know requests, or what else may change a logit.
 
 Row letters: R rows, V vocabulary, K candidates.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mserve.kernels.random import uniform
 from mserve.kernels.ranking import best
 
 # A nucleus of a trained model rarely has more tokens. One that does costs a sort of its row.
@@ -27,35 +28,43 @@ _CHUNK_LOGITS = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class DrawRules:
-    """How rows are drawn, each [R]: float64 ``temperature`` above 0, ``top_p`` in (0, 1], ``min_p``
-    in [0, 1] and ``uniform`` in [0, 1); int64 ``limit``, the top_k, or the vocabulary's size."""
+    """Per row [R]: float64 ``temperature`` (0 takes the highest), ``top_p``, ``min_p``; int64
+    ``top_k`` (0 keeps all), ``positions`` (output tokens before this one); ``seeds`` of 64 bits."""
 
     temperature: np.ndarray
-    limit: np.ndarray
+    top_k: np.ndarray
     top_p: np.ndarray
     min_p: np.ndarray
-    uniform: np.ndarray
+    seeds: np.ndarray
+    positions: np.ndarray
 
 
-def draw(logits_RV: Tensor, rows: np.ndarray, rules: DrawRules) -> Tensor:
-    """Token ids int64 of ``rows`` [D] int64 of fp32 ``logits_RV``, by ``rules`` of as many. The id
-    of a row whose highest logit is not finite means nothing."""
+def draw(logits_RV: Tensor, rules: DrawRules) -> tuple[Tensor, Tensor]:
+    """The highest of fp32 ``logits_RV`` [R], NaN in a row that has one, and a token id of each row
+    [R] int64. Of equal logits the lower id is the higher. Where the highest is not finite the id
+    means nothing."""
+    highest_R, token_ids = logits_RV.max(dim=-1)
     vocab, device = logits_RV.shape[1], logits_RV.device
-    token_ids = torch.zeros(len(rows), dtype=torch.int64, device=device)
-    cut = (rules.top_p < 1.0) | (rules.limit < vocab)
+    drawn = rules.temperature > 0.0
+    cut = (rules.top_p < 1.0) | ((rules.top_k > 0) & (rules.top_k < vocab))
+    uniforms = uniform(rules.seeds, rules.positions)
     rows_per_chunk = max(1, _CHUNK_LOGITS // vocab)
-    for places, draw_rows in ((np.flatnonzero(~cut), _by_id), (np.flatnonzero(cut), _by_rank)):
-        for first in range(0, len(places), rows_per_chunk):
-            chunk = places[first : first + rows_per_chunk]
-            parameters = _Parameters.of(rules, chunk, device)
-            logits = logits_RV[torch.from_numpy(rows[chunk]).to(device)]
-            token_ids[torch.from_numpy(chunk).to(device)] = draw_rows(logits, parameters)
-    return token_ids
+    for rows, draw_rows in (
+        (np.flatnonzero(drawn & ~cut), _by_id),
+        (np.flatnonzero(drawn & cut), _by_rank),
+    ):
+        for first in range(0, len(rows), rows_per_chunk):
+            chunk = rows[first : first + rows_per_chunk]
+            parameters = _Parameters.of(rules, uniforms, chunk, vocab, device)
+            index = torch.from_numpy(chunk).to(device)
+            token_ids[index] = draw_rows(logits_RV[index], parameters)
+    return highest_R, token_ids
 
 
 @dataclass(frozen=True, slots=True)
 class _Parameters:
-    """The numbers of some rows as columns [R, 1] on the device."""
+    """The numbers of some rows as columns [R, 1] on the device. ``limit`` is top_k, or the
+    vocabulary's size where all are kept."""
 
     temperature: Tensor
     limit: Tensor
@@ -64,9 +73,17 @@ class _Parameters:
     uniform: Tensor
 
     @classmethod
-    def of(cls, rules: DrawRules, places: np.ndarray, device: torch.device) -> _Parameters:
-        arrays = (rules.temperature, rules.limit, rules.top_p, rules.min_p, rules.uniform)
-        return cls(*(torch.from_numpy(array[places, None]).to(device) for array in arrays))
+    def of(
+        cls,
+        rules: DrawRules,
+        uniforms: np.ndarray,
+        rows: np.ndarray,
+        vocab: int,
+        device: torch.device,
+    ) -> _Parameters:
+        limit = np.where(rules.top_k > 0, np.minimum(rules.top_k, vocab), vocab)
+        arrays = (rules.temperature, limit, rules.top_p, rules.min_p, uniforms)
+        return cls(*(torch.from_numpy(array[rows, None]).to(device) for array in arrays))
 
     def rows(self, index: Tensor) -> _Parameters:
         columns = (self.temperature, self.limit, self.top_p, self.min_p, self.uniform)

@@ -158,34 +158,31 @@ def residual_sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def highest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values [R] and places [R] int64 of ``scores`` [R, V] fp32, V at least 1."""
-    contiguous(scores), typed(scores, torch.float32)
-    rows, width = scores.shape
-    values = torch.empty(rows, dtype=torch.float32)
-    places = torch.empty(rows, dtype=torch.int64)
-    check(
-        library().mserve_highest(
-            scores.data_ptr(), values.data_ptr(), places.data_ptr(), rows, width
-        )
-    )
-    return values, places
-
-
-def draw(logits: torch.Tensor, rows: np.ndarray, rules: DrawRules) -> torch.Tensor:
-    """Token ids int64 of ``rows`` [D] int64 of ``logits`` [R, V] fp32, by ``rules`` of as many. The
-    id of a row whose highest logit is not finite means nothing."""
+def draw(logits: torch.Tensor, rules: DrawRules) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest of ``logits`` [R, V] fp32, NaN in a row that has one, and a token id of each row,
+    int64 [R]. A recording reads the arrays of ``rules`` anew at every play."""
     contiguous(logits), typed(logits, torch.float32)
-    ids = torch.empty(len(rows), dtype=torch.int64)
-    numbers = (rules.temperature, rules.limit, rules.top_p, rules.min_p, rules.uniform)
-    kept = [np.ascontiguousarray(array) for array in (rows, *numbers)]
+    rows, width = logits.shape
+    highest = torch.empty(rows, dtype=torch.float32)
+    ids = torch.empty(rows, dtype=torch.int64)
+    numbers = [
+        np.ascontiguousarray(array, dtype)  # itself where it is so already
+        for array, dtype in (
+            (rules.temperature, np.float64),
+            (rules.top_k, np.int64),
+            (rules.top_p, np.float64),
+            (rules.min_p, np.float64),
+            (rules.seeds, np.uint64),
+            (rules.positions, np.int64),
+        )
+    ]
     check(
         library().mserve_draw(
-            logits.data_ptr(), *(array.ctypes.data for array in kept), ids.data_ptr(),
-            len(rows), logits.shape[1],
+            logits.data_ptr(), *(array.ctypes.data for array in numbers),
+            highest.data_ptr(), ids.data_ptr(), rows, width,
         )
     )  # fmt: skip
-    return ids
+    return highest, ids
 
 
 def route(

@@ -187,15 +187,12 @@ int mserve_residual_sum(const void* x, const void* y, void* out, int64_t rows, i
   return run(&Kernels::residual_sum, ResidualArgs{x, y, out, rows, width, DType(dtype)});
 }
 
-int mserve_highest(const float* scores, float* values, int64_t* ids, int64_t rows, int64_t width) {
-  return run(&Kernels::highest, HighestArgs{scores, values, ids, rows, width});
-}
-
-int mserve_draw(const float* scores, const int64_t* rows, const double* temperature,
-                const int64_t* limit, const double* top_p, const double* min_p,
-                const double* uniform, int64_t* ids, int64_t count, int64_t width) {
-  return run(&Kernels::draw,
-             DrawArgs{scores, rows, temperature, limit, top_p, min_p, uniform, ids, count, width});
+int mserve_draw(const float* scores, const double* temperature, const int64_t* top_k,
+                const double* top_p, const double* min_p, const uint64_t* seeds,
+                const int64_t* positions, float* highest, int64_t* ids, int64_t rows,
+                int64_t width) {
+  return run(&Kernels::draw, DrawArgs{scores, temperature, top_k, top_p, min_p, seeds, positions,
+                                      highest, ids, rows, width});
 }
 
 int mserve_write_kv(void* plane, const void* x, const int64_t* slots, int64_t block_stride,

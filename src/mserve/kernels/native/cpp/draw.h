@@ -1,4 +1,4 @@
-// One token per row by chance, a row to a worker.
+// One token per row of scores, the highest or one by chance; a row to a worker.
 //
 //   weight(score) = exp((score - highest) / temperature)     fp64
 //
@@ -13,6 +13,45 @@ constexpr int kWeighLanes = 8;
 // A nucleus of a trained model rarely has more tokens.
 constexpr int64_t kFirstCandidates = 1024;
 constexpr int64_t kScanRun = 64;
+
+constexpr int64_t kScoreRun = 1024;
+
+// The first of equal scores; the first NaN if there is one. Runs of a row are compared by their
+// highest, and only the winning run is searched for the place.
+inline void highest_of_row(const float* x, int64_t width, float& value, int64_t& id) {
+  F32 numbers = zero();  // NaN once a NaN went by; infinities do not count
+  int64_t winner = 0;
+  value = -INFINITY;
+  for (int64_t begin = 0; begin < width; begin += kScoreRun) {
+    const int64_t end = std::min(begin + kScoreRun, width);
+    F32 best = set1(-INFINITY);
+    for (int64_t k = begin; k < end; k += kLanes) {
+      const F32 score = first_or(load(x + k, end - k), end - k, set1(-INFINITY));
+      const F32 bounded = max(set1(-1.0f), min(set1(1.0f), score));
+      numbers = fma(bounded, zero(), numbers);
+      best = max(score, best);
+    }
+    if (max_of(best) > value) value = max_of(best), winner = begin;
+  }
+  if (sum(numbers) != 0.0f) {
+    for (id = 0; x[id] == x[id];) ++id;
+    value = x[id];
+    return;
+  }
+  for (id = winner; x[id] != value;) ++id;
+}
+
+// Uniform in [0, 1), of a seed and a position: Stafford's 13th variant of the 64-bit finaliser.
+inline uint64_t mixed(uint64_t value) {
+  value = (value ^ value >> 30) * 0xbf58476d1ce4e5b9;
+  value = (value ^ value >> 27) * 0x94d049bb133111eb;
+  return value ^ value >> 31;
+}
+inline double uniform(uint64_t seed, uint64_t position) {
+  constexpr uint64_t kIncrement = 0x9e3779b97f4a7c15, kOffset = 0xbf58476d1ce4e5b9;
+  const uint64_t stream = mixed(seed + kIncrement);
+  return double(mixed(stream ^ mixed(position * kIncrement + kOffset)) >> 11) * 0x1p-53;
+}
 
 // e^x for x <= 0, within 2 ulp; 0 where it would be subnormal.
 inline double exp_of_negative(double x) {
@@ -71,19 +110,15 @@ struct DrawWork {
 
 class RowDraw {
  public:
-  RowDraw(const DrawArgs& a, int64_t number, const DrawWork& work)
-      : x_(a.scores + a.rows[number] * a.width), width_(a.width), limit_(a.limit[number]),
-        temperature_(a.temperature[number]), top_p_(a.top_p[number]), min_p_(a.min_p[number]),
-        uniform_(a.uniform[number]), work_(work) {}
+  // Of a row whose `highest` is finite.
+  RowDraw(const DrawArgs& a, int64_t row, float highest, const DrawWork& work)
+      : x_(a.scores + row * a.width), width_(a.width),
+        limit_(a.top_k[row] > 0 ? std::min(a.top_k[row], a.width) : a.width),
+        temperature_(a.temperature[row]), top_p_(a.top_p[row]), min_p_(a.min_p[row]),
+        uniform_(uniform(a.seeds[row], uint64_t(a.positions[row]))), highest_(highest),
+        work_(work) {}
 
-  int64_t token() {
-    float highest;
-    int64_t id;
-    highest_of_row(x_, width_, highest, id);
-    if (!std::isfinite(highest)) return 0;
-    highest_ = highest;
-    return top_p_ < 1.0 || limit_ < width_ ? by_rank() : by_id();
-  }
+  int64_t token() { return top_p_ < 1.0 || limit_ < width_ ? by_rank() : by_id(); }
 
  private:
   double weight(float score) const {
@@ -206,18 +241,21 @@ class RowDraw {
 
   const float* const x_;
   const int64_t width_, limit_;
-  const double temperature_, top_p_, min_p_, uniform_;
-  DrawWork work_;
-  double highest_ = 0.0;
+  const double temperature_, top_p_, min_p_, uniform_, highest_;
+  const DrawWork work_;
 };
 
 inline void draw(const DrawArgs& a) {
   const int64_t bytes = DrawWork::bytes(a.width);
   auto* memory = static_cast<char*>(scratch(kDrawWork, team_size() * bytes));
-  parallel_over(a.count * a.width * 4, [&](const Worker& me) {
-    const Range mine = me.share(a.count);
+  parallel_over(a.rows * a.width * 4, [&](const Worker& me) {
+    const Range mine = me.share(a.rows);
     const DrawWork work(memory + me.rank * bytes, a.width);
-    for (int64_t number = mine.begin; number < mine.end; ++number)
-      a.ids[number] = RowDraw(a, number, work).token();
+    for (int64_t row = mine.begin; row < mine.end; ++row) {
+      float& highest = a.highest[row];
+      highest_of_row(a.scores + row * a.width, a.width, highest, a.ids[row]);
+      if (a.temperature[row] > 0.0 && std::isfinite(highest))
+        a.ids[row] = RowDraw(a, row, highest, work).token();
+    }
   });
 }

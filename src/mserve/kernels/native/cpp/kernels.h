@@ -34,7 +34,6 @@ extern const Kernels kernels{
     embedding,
     rope_angles,
     residual_sum,
-    highest,
     draw,
     route,
     select_blocks,
