@@ -6,7 +6,7 @@ Knows the checkpoint, the groups and the device of one rank. Does not know how r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -70,9 +70,14 @@ def device_of_rank(config: EngineConfig, rank: int) -> torch.device:
 
 
 def use_threads(
-    config: EngineConfig, checkpoint: Checkpoint, device: torch.device, threads: int
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    threads: int,
+    cpus: Sequence[int] = (),
 ) -> KernelChoice:
-    """Give this rank ``threads`` CPU threads and the fastest kernels there are for what it runs."""
+    """Give this rank ``threads`` CPU threads, on ``cpus`` if there is one for each, and the fastest
+    kernels there are for what it runs."""
     torch.set_num_threads(threads)
     spec, dtype = spec_to_run(config, checkpoint), dtype_name(config, checkpoint)
     formats = {spec.quantization.format, *spec.quantization.exceptions.values()}
@@ -80,6 +85,7 @@ def use_threads(
     kernels = choose_kernels(
         device,
         threads,
+        cpus,
         int8_weights=not formats.isdisjoint(("int8", "int8_static")),
         packed_cache=any(plane.dtype != dtype for plane in planes),
     )
@@ -134,6 +140,8 @@ def load_runner(
     spec, dtype = spec_to_run(config, checkpoint), dtype_name(config, checkpoint)
     model = build_model(spec, groups, getattr(torch, dtype), device)
     load(checkpoint, model.pieces(), progress)
+    if kernels.batch_invariant:  # native throughout: what is left for torch is too small to share
+        torch.set_num_threads(1)
     cache = KVCache(cache_layout(spec, config, groups.tensor.size), num_blocks, device)
     if kernels.implementation != "reference":
         with torch.inference_mode():

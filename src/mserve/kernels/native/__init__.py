@@ -28,9 +28,9 @@ from mserve.kernels.native.library import (
 )
 from mserve.kernels.native.matrix_ops import gated_mlp, linear, run_experts
 from mserve.kernels.native.row_ops import (
+    draw,
     embedding,
     gemma_rms_norm,
-    highest,
     mean_squares,
     norm_rope,
     read,
@@ -49,11 +49,11 @@ __all__ = [
     "NativeUnavailable",
     "Tape",
     "available_isas",
+    "draw",
     "embedding",
     "ensure_built",
     "gated_mlp",
     "gemma_rms_norm",
-    "highest",
     "isa",
     "library",
     "linear",

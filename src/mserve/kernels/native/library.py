@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ _OPS = {
     "mserve_embedding": [_P] * 3 + [_N] * 3 + [_I],
     "mserve_rope_angles": [_P] * 4 + [_N] * 2,
     "mserve_residual_sum": [_P] * 3 + [_N] * 2 + [_I],
-    "mserve_highest": [_P] * 3 + [_N] * 2,
+    "mserve_draw": [_P] * 9 + [_N] * 2,
     "mserve_tape_begin": [],
     "mserve_tape_play": [_P],
     "mserve_write_kv": [_P] * 3 + [_N] * 5 + [_I],
@@ -65,7 +66,7 @@ def library() -> ctypes.CDLL:
     loaded.mserve_tape_free.restype = None
     loaded.mserve_isa.restype = c_char_p
     loaded.mserve_use_isa.argtypes = [c_char_p]
-    loaded.mserve_set_num_threads.argtypes = [c_int]
+    loaded.mserve_set_num_threads.argtypes = [c_int, c_void_p]
     wanted = os.environ.get("MSERVE_ISA")
     if wanted and loaded.mserve_use_isa(wanted.encode()):
         raise NativeUnavailable(f"MSERVE_ISA={wanted} is not an instruction set of this machine")
@@ -102,11 +103,13 @@ def available_isas() -> list[str]:
     return found
 
 
-def set_num_threads(count: int) -> None:
-    """Threads of every later op, the caller included."""
-    if count < 1:
-        raise ValueError(f"at least one thread is needed, not {count}")
-    library().mserve_set_num_threads(count)
+def set_num_threads(count: int, cpus: Sequence[int] = ()) -> bool:
+    """Threads of every later op, the caller included, which is never pinned. With ``cpus``, one for
+    each, the others are; False if the system did not let them."""
+    if count < 1 or len(cpus) not in (0, count):
+        raise ValueError(f"{count} threads on {len(cpus)} processors")
+    places = (c_int * count)(*cpus) if cpus else None
+    return library().mserve_set_num_threads(count, places) == 0
 
 
 def num_threads() -> int:
