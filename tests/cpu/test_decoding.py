@@ -79,7 +79,7 @@ def test_a_request_has_the_same_bits_alone_and_in_any_batch(arch, tmp_path):
     ("change", "reason"),
     [
         ({}, None),
-        ({"cache": CacheConfig(kv_cache_dtype="int8")}, "native kernels for everything"),
+        ({"cache": CacheConfig(kv_cache_dtype="int8")}, None),
         ({"parallel": ParallelConfig(tensor_parallel_size=2)}, "one rank"),
     ],
 )

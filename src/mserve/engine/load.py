@@ -79,15 +79,13 @@ def use_threads(
     """Give this rank ``threads`` CPU threads, on ``cpus`` if there is one for each, and the fastest
     kernels there are for what it runs."""
     torch.set_num_threads(threads)
-    spec, dtype = spec_to_run(config, checkpoint), dtype_name(config, checkpoint)
-    formats = {spec.quantization.format, *spec.quantization.exceptions.values()}
-    planes = cache_layout(spec, config, config.parallel.tensor_parallel_size).planes
+    quantization = spec_to_run(config, checkpoint).quantization
+    formats = {quantization.format, *quantization.exceptions.values()}
     kernels = choose_kernels(
         device,
         threads,
         cpus,
         int8_weights=not formats.isdisjoint(("int8", "int8_static")),
-        packed_cache=any(plane.dtype != dtype for plane in planes),
     )
     if config.deterministic:
         _check_deterministic(config, kernels)

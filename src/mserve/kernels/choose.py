@@ -1,8 +1,8 @@
 """Which implementation of each op runs: chosen once at start, printed, and never changed silently.
 
     reference   torch, every device and dtype: what the other must equal
-    native      C++ on the CPU, bf16 and fp32 activations; weights plain, MXFP8 or block FP8. INT8
-                weights and packed caches stay with the reference
+    native      C++ on the CPU, bf16 and fp32 activations, caches in every form; weights plain,
+                MXFP8 or block FP8. INT8 weights stay with the reference
 
 The reference runs until ``choose_kernels`` is called, so a test or a script that wants the other
 says so. Knows what exists for which device; does not know how any of it computes.
@@ -87,8 +87,6 @@ OPS = (
     sparse_attention,
 )
 
-OPS_OF_CACHE = (write_kv, select_blocks, paged_attention, sparse_attention)
-
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
@@ -116,31 +114,20 @@ def find_kernels(device: torch.device) -> KernelChoice:
 
 
 def choose_kernels(
-    device: torch.device,
-    threads: int,
-    cpus: Sequence[int] = (),
-    *,
-    int8_weights: bool = False,
-    packed_cache: bool = False,
+    device: torch.device, threads: int, cpus: Sequence[int] = (), *, int8_weights: bool = False
 ) -> KernelChoice:
     """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads, pinned
     to ``cpus`` if there is one for each.
 
-    INT8 weights have linears of their own, in torch only; a ``packed_cache``, of another type
-    than activations, is read and written by the reference.
+    INT8 weights have linears of their own, in torch only.
     """
     choice = find_kernels(device)
     use_kernels(choice.implementation)
     if choice.implementation == "reference":
         return choice
     pinned = native.set_num_threads(threads, cpus) and len(cpus) > 0
-    slow = ["INT8 weights"] if int8_weights else []
-    if packed_cache:
-        slow.append("attention over the packed cache")
-        for op in OPS_OF_CACHE:
-            op.run = op.reference
-    line = f"{choice.line}; {' and '.join(slow)} in torch, slow" if slow else choice.line
-    return KernelChoice("native", line, batch_invariant=not slow, pinned=pinned)
+    line = f"{choice.line}; INT8 weights in torch, slow" if int8_weights else choice.line
+    return KernelChoice("native", line, batch_invariant=not int8_weights, pinned=pinned)
 
 
 def use_kernels(implementation: Literal["reference", "native"]) -> None:

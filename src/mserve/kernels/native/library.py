@@ -29,10 +29,10 @@ _OPS = {
     "mserve_draw": [_P] * 9 + [_N] * 2,
     "mserve_tape_begin": [],
     "mserve_tape_play": [_P],
-    "mserve_write_kv": [_P] * 3 + [_N] * 5 + [_I],
+    "mserve_write_kv": [_P] * 3 + [_N] * 4 + [_I],
     "mserve_route": [_P] * 5 + [_N] * 4 + [_F, _I],
-    "mserve_select_blocks": [_P, _P, _N, _P, _P, _P] + [_N] * 9 + [_I],
-    "mserve_attention": [_P, _P, _N, _P, _N] + [_P] * 4 + [_N] * 8 + [_F, _I],
+    "mserve_select_blocks": [_P] * 5 + [_N] * 9 + [_I],
+    "mserve_attention": [_P] * 7 + [_N] * 8 + [_F, _I],
 }
 
 

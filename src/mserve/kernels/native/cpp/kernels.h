@@ -8,6 +8,7 @@ namespace MSERVE_ISA {
 #include "vec.h"
 
 #include "e4m3.h"
+#include "cache_codes.h"
 #include "dot.h"
 #include "packed.h"
 #include "linear.h"
@@ -20,8 +21,10 @@ namespace MSERVE_ISA {
 #include "route.h"
 #include "direct.h"
 #include "select_blocks.h"
-
+#include "softmax.h"
+#include "attend_block.h"
 #include "attention.h"
+#include "write_kv.h"
 
 extern const Kernels kernels{
     read,
