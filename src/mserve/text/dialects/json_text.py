@@ -9,6 +9,7 @@ is handled once. Knows JSON only.
 from __future__ import annotations
 
 import json.encoder
+import math
 import re
 from typing import Final
 
@@ -94,11 +95,13 @@ _HEX: Final = frozenset("0123456789abcdefABCDEF")
 
 def atom(text: str) -> str | None:
     """A number, ``true``, ``false`` or ``null`` as JSON, or ``None``. Python's spellings of the
-    last three are understood."""
+    last three are understood. A number beyond 64-bit floats is none: readers refuse it, or make
+    it infinite."""
     text = _SPELLINGS.get(text, text)
     if text in ("true", "false", "null"):
         return text
-    return text if len(text) <= _MAX_ATOM_CHARS and _NUMBER.fullmatch(text) else None
+    is_number = len(text) <= _MAX_ATOM_CHARS and _NUMBER.fullmatch(text) is not None
+    return text if is_number and math.isfinite(float(text)) else None
 
 
 def begins_number(text: str) -> bool:
