@@ -76,9 +76,9 @@ class JsonWriter:
         self._first = False
 
 
-MAX_DEPTH: Final = 128
-"""Containers within containers. What is nested deeper is not read as structure: readers of JSON
-have bounds of their own, and some of them crash."""
+MAX_DEPTH: Final = 64
+"""Containers within containers, as in grammars. What is nested deeper is not read as structure: it
+could not come back, since a chat template that calls itself reaches its end at some 90 levels."""
 
 _MAX_ATOM_CHARS: Final = 512
 """Longer numbers are none: readers of JSON refuse integers of thousands of digits."""
