@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 from in_process import MODEL, TOOL, InProcess, events_of
 
@@ -120,6 +121,37 @@ def test_broken_arguments_that_come_back_do_not_end_the_session() -> None:
     server = InProcess("m3", "Fine.")
     post(server, messages=messages, tools=TOOLS)
     assert f"{MARK}<city>Os{MARK}</city>" in server.prompt
+
+
+@pytest.mark.parametrize("call_id", [{}, ["c"], 7, None])
+def test_odd_ids_of_calls_that_come_back_are_none(call_id: Any) -> None:
+    call = {"id": call_id, "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+    messages = [*ASKED, {"role": "assistant", "tool_calls": [call]}]
+    messages.append({"role": "tool", "tool_call_id": call_id, "content": "rain"})
+    server = InProcess("m3", "Fine.")
+    post(server, messages=messages, tools=TOOLS)
+    assert CALL in server.prompt
+
+
+@pytest.mark.parametrize("arch", ["m2", "m3"])
+@pytest.mark.parametrize("depth", [64, 250, 600])
+def test_depth_is_refused_or_rendered(arch: str, depth: int) -> None:
+    """As far as a call can be nested it can be sent back; beyond, nothing breaks."""
+    nested = '{"a":' * depth + "1" + "}" * depth
+    call = {"id": "c1", "function": {"name": "get_weather", "arguments": nested}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": "HERE"}}
+    for fields in (
+        {"messages": [*ASKED, {"role": "assistant", "tool_calls": [call]}]},
+        {"messages": ASKED, "tools": [tool]},
+    ):
+        body = json.dumps(fields).replace('"HERE"', nested)
+
+        async def ask(client: httpx.AsyncClient, body: str = body) -> httpx.Response:
+            headers = {"content-type": "application/json"}
+            return await client.post(PATH, content=body, headers=headers)
+
+        response = InProcess(arch, "Fine.").ask(ask)
+        assert response.status_code in ((200,) if depth == 64 else (200, 400)), response.text
 
 
 @pytest.mark.parametrize(
