@@ -474,7 +474,7 @@ def test_noise_of_real_markers_is_encodable_and_cuts_do_not_matter(
     """Markers that are tokens beside the same spelled out, within a call as often as before one.
     What comes out is text that JSON can carry, and does not depend on how words are cut."""
     dialect = DIALECTS[arch]
-    ids = {number: marker for number, marker in enumerate(dialect.markers)}
+    ids = dict(enumerate(dialect.markers))
     opening = {"m2": [(2, ids[2]), '\n<invoke name="f">\n'], "m3": [(0, NS), "<tool_call>\n"]}[arch]
     if arch == "m3":
         opening += [(0, NS), '<invoke name="f">']

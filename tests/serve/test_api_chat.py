@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import httpx
 import pytest
 from in_process import MODEL, TOOL, InProcess, events_of
+
+from mserve.text import JinjaChatTemplate
 
 PATH = "/v1/chat/completions"
 ASKED: list[Any] = [{"role": "user", "content": "What is the weather?"}]
@@ -131,6 +134,44 @@ def test_odd_ids_of_calls_that_come_back_are_none(call_id: Any) -> None:
     server = InProcess("m3", "Fine.")
     post(server, messages=messages, tools=TOOLS)
     assert CALL in server.prompt
+
+
+LONG = "a word " * 5000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": LONG}]},
+        {"messages": [*ASKED, {"role": "assistant", "content": "", "reasoning": LONG}, *ASKED]},
+        {
+            "messages": [
+                *ASKED,
+                {
+                    "role": "assistant",
+                    "function_call": {"name": "f", "arguments": f'{{"a":"{LONG}'},
+                },
+            ]
+        },
+        {"tools": [{"type": "function", "function": {**TOOL, "description": LONG}}]},
+        {},
+    ],
+    ids=["content", "reasoning", "arguments", "tools", "nothing"],
+)
+def test_long_requests_do_not_hold_up_streams(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is long about them, they are decoded and rendered in another thread."""
+    threads: list[threading.Thread] = []
+    render = JinjaChatTemplate.render
+
+    def noted(*args: Any, **kwargs: Any) -> str:
+        threads.append(threading.current_thread())
+        return render(*args, **kwargs)
+
+    monkeypatch.setattr(JinjaChatTemplate, "render", noted)
+    post(InProcess("m3", "Fine.", max_model_len=100_000), **fields)
+    assert [thread is threading.main_thread() for thread in threads] == [not fields]
 
 
 @pytest.mark.parametrize("arch", ["m2", "m3"])

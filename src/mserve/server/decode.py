@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from mserve.core import RequestError
 from mserve.server.errors import HTTPError
+from mserve.server.off_loop import off_loop_if_long
 from mserve.server.schema import HARMLESS
 
 MAX_BODY_BYTES = 32 << 20
@@ -52,6 +54,12 @@ async def read_body(request: Request) -> bytes:
     except ClientDisconnect:
         raise HTTPError(408, "the client left before its body had arrived") from None
     return bytes(body)
+
+
+async def read_request(http: Request, schema: type[T]) -> tuple[T, list[str]]:
+    """The body of ``http``, as ``decode`` gives it."""
+    body = await read_body(http)
+    return await off_loop_if_long(len(body), partial(decode, body, schema))
 
 
 def decode(body: bytes, schema: type[T]) -> tuple[T, list[str]]:
