@@ -257,6 +257,18 @@ def test_no_choice_of_tool_keeps_the_prompt_and_forbids_the_call() -> None:
     assert bound.sampling.constraint is not None
 
 
+def test_two_thousand_tools_may_be_called() -> None:
+    tools = [{"type": "function", "function": {"name": f"f{n}"}} for n in range(2000)]
+    call = CALL.replace("get_weather", "f1999")
+    server = InProcess("m3", call, max_model_len=1_000_000)
+    (choice,) = post(server, tools=tools).json()["choices"]
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "f1999"
+    post(server, tools=tools, tool_choice="none")
+    named = {"type": "function", "function": {"name": "f7"}}
+    post(server, tools=tools, tool_choice=named)
+    assert error(server, tools=tools, tool_choice="required")["param"] == "tools"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
