@@ -88,6 +88,7 @@ def test_other_content_types(server: Any) -> None:
         ({"seed": 2**70}, "seed"),
         ({"presence_penalty": 5}, "presence_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-45}, "repetition_penalty"),
         ({"min_tokens": 9, "max_tokens": 3}, "min_tokens"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a"] * 1000}, "stop"),
