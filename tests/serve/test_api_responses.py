@@ -229,6 +229,7 @@ def test_a_background_response_can_be_waited_for_and_cancelled() -> None:
         ({"input": []}, "input"),
         ({"input": None}, "input"),
         ({"input": [{"role": "alien", "content": "x"}]}, "input[0].role"),
+        ({"input": [{"role": {"name": "user"}, "content": "x"}]}, "input[0].role"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content"),

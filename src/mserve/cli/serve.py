@@ -95,6 +95,7 @@ def serve(
         str | None,
         _option(
             "--tool-call-parser",
+            "--tool-parser",
             help="Form of tool calls: minimax_m2, minimax_m3. Default: the checkpoint's.",
             rich_help_panel=_CHAT,
         ),

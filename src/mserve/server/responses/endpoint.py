@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mserve.core import MserveError, RequestError
-from mserve.server.decode import decode, notice_headers, read_body
+from mserve.server.decode import notice_headers, read_request
 from mserve.server.generation import ClientGoneError, Generation
 from mserve.server.identity import new_id, service_of
 from mserve.server.prepare import prepare
@@ -39,7 +39,7 @@ from mserve.server.stream import (
 
 async def create_response(http: Request) -> Response:
     service = service_of(http)
-    request, ignored = decode(await read_body(http), ResponsesRequest)
+    request, ignored = await read_request(http, ResponsesRequest)
     model = service.resolve_model(request.model)
     stores = request.store is not False
     if request.background and (request.stream or not stores):
@@ -95,7 +95,7 @@ async def delete_response(http: Request) -> Response:
 
 async def count_input_tokens(http: Request) -> Response:
     service = service_of(http)
-    request, ignored = decode(await read_body(http), InputFields)
+    request, ignored = await read_request(http, InputFields)
     service.resolve_model(request.model)
     ready = service.admit()
     earlier = _earlier_items(service, request)

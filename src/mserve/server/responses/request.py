@@ -22,7 +22,7 @@ from mserve.wire import Ready
 
 Item = dict[str, Any]
 
-_ROLES = frozenset({"system", "developer", "user", "assistant"})
+_ROLES = ("assistant", "developer", "system", "user")  # may be asked for any JSON
 _SWITCHES = ("enable_thinking", "thinking_mode", "thinking", "thinking_token_budget")
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"),
@@ -128,7 +128,7 @@ def _message(item: Item, where: str) -> dict[str, Any]:
     role = item.get("role")
     if role not in _ROLES:
         raise RequestError(
-            f"{where}.role must be one of {', '.join(sorted(_ROLES))}", param=f"{where}.role"
+            f"{where}.role must be one of {', '.join(_ROLES)}", param=f"{where}.role"
         )
     if item.get("content") is None:
         raise RequestError(f"{where}.content is missing", param=f"{where}.content")
