@@ -84,23 +84,18 @@ inline int64_t head_offset(const AttentionArgs& a, const AttentionItem& item, in
   return (item.span * a.at.length + token) * stride + head * a.width;
 }
 
-// Keys and values of one block, and the one that is read after it.
-struct BlockOf {
+// A block of the item's KV head in one of the planes.
+inline BlockPart part_of(const AttentionArgs& a, const Plane& plane, const AttentionItem& item,
+                         int64_t block) {
+  return {plane, a.at.blocks[item.span * a.at.num_blocks + block], item.group, a.width};
+}
+
+// Keys and values of one block, of whose tokens `seen` count, and keys that are read after it.
+struct BlockPair {
   BlockPart key, value, next_key;
-  int64_t seen;  // of its tokens count
+  int64_t seen;
 
-  BlockOf(const AttentionArgs& a, const AttentionItem& item, int64_t block, int64_t next,
-          int64_t seen)
-      : key{a.key, id_of(a, item, block), item.group, a.width},
-        value{a.value, id_of(a, item, block), item.group, a.width},
-        next_key{a.key, id_of(a, item, next), item.group, a.width},
-        seen(seen) {}
   Factors factors() const { return {key.factors(), value.factors()}; }
-
- private:
-  static int64_t id_of(const AttentionArgs& a, const AttentionItem& item, int64_t block) {
-    return a.at.blocks[item.span * a.at.num_blocks + block];
-  }
 };
 
 // Adds one block, whose panels are in `work`, to the open sums of `count` rows.
@@ -146,7 +141,7 @@ void absorb(const AttentionArgs& a, AttentionWork<T>& work, const int32_t* reade
 
 // Makes the panels of one block, while values and then the keys of the next block are fetched.
 template <class T>
-void pack_block(const AttentionArgs& a, const BlockOf& block, AttentionWork<T>& work) {
+void pack_block(const AttentionArgs& a, const BlockPair& block, AttentionWork<T>& work) {
   using Kind = typename AttentionWork<T>::Kind;
   const int64_t count = block.seen * a.width;
   const T* keys = plain_values(a.key, block.key.at(), count, work.expanded);
@@ -164,7 +159,7 @@ void pack_block(const AttentionArgs& a, const BlockOf& block, AttentionWork<T>& 
 #if defined(MSERVE_BF16_PAIRS)
 // The same for one block of a single token, from where it lies.
 template <class Stored>
-void absorb_directly(const AttentionArgs& a, const BlockOf& block, AttentionWork<bf16>& work) {
+void absorb_directly(const AttentionArgs& a, const BlockPair& block, AttentionWork<bf16>& work) {
   const int64_t rows = a.heads / a.groups;
   const int64_t bytes = kBlockTokens * a.width * int64_t(sizeof(Stored));
   const auto *keys = block.key.values<Stored>(), *values = block.value.values<Stored>();
@@ -185,7 +180,7 @@ void absorb_directly(const AttentionArgs& a, const BlockOf& block, AttentionWork
   direct_values(weighted, rows, values, a.width, block.seen, keys_ahead);
 }
 
-inline void absorb_directly(const AttentionArgs& a, const BlockOf& block,
+inline void absorb_directly(const AttentionArgs& a, const BlockPair& block,
                             AttentionWork<bf16>& work) {
   switch (a.key.form) {
     case Cached::kPlain:

@@ -20,9 +20,18 @@ inline void close_chunk(Softmax& closed, Softmax& open, int64_t width) {
   clear(open, width);
 }
 
-// Leaves the result of every row of the item in work.closed.
+// The first block that an item's first token reads.
+inline int64_t first_block(const AttentionArgs& a, const AttentionItem& item) {
+  const int64_t count = num_entries(a, item.span, item.first_token, item.group);
+  if (count == 0) return 0;
+  return entry_block(a, item.span, item.first_token, item.group, std::min(item.begin, count - 1));
+}
+
+// Leaves the result of every row of the item in work.closed. `next_item` is what this worker is likely
+// to do then: a block of it that is not fetched ahead costs three times its share.
 template <class T>
-void attend(const AttentionArgs& a, const AttentionItem& item, AttentionWork<T>& work) {
+void attend(const AttentionArgs& a, const AttentionItem& item, const AttentionItem& next_item,
+            AttentionWork<T>& work) {
   const int64_t per_group = a.heads / a.groups, tokens = item.last_token - item.first_token;
   int64_t ends[kItemRows];
   for (int64_t t = 0; t < tokens; ++t) {
@@ -56,12 +65,14 @@ void attend(const AttentionArgs& a, const AttentionItem& item, AttentionWork<T>&
       last_reader = t;
     }
     const int64_t following = work.cursor[last_reader] + 1;
-    const int64_t upcoming =
-        following < ends[last_reader]
-            ? entry_block(a, item.span, item.first_token + last_reader, item.group, following)
-            : block;
-    const BlockOf part(a, item, block, upcoming,
-                       std::min(kBlockTokens, offset + last_reader + 1));
+    const bool is_last = following >= ends[last_reader];
+    const BlockPart upcoming =
+        is_last ? part_of(a, a.key, next_item, first_block(a, next_item))
+                : part_of(a, a.key, item,
+                          entry_block(a, item.span, item.first_token + last_reader, item.group,
+                                      following));
+    const BlockPair part{part_of(a, a.key, item, block), part_of(a, a.value, item, block), upcoming,
+                         std::min(kBlockTokens, offset + last_reader + 1)};
     if (goes_directly<T>(a, tokens)) {
 #if defined(MSERVE_BF16_PAIRS)
       if constexpr (std::is_same_v<T, bf16>) absorb_directly(a, part, work);
@@ -117,7 +128,8 @@ void attend_in_chunks(const AttentionArgs& a, char* memory, int64_t work_bytes, 
     for (int64_t i; (i = next.fetch_add(1)) < pairs * chunks;) {
       const AttentionItem item = item_of(i / chunks, i % chunks);
       if (i % chunks >= chunks_of(item)) continue;
-      attend(a, item, work);
+      const int64_t likely = std::min(i + me.size, pairs * chunks - 1);
+      attend(a, item, item_of(likely / chunks, likely % chunks), work);
       for (int64_t h = 0; h < per_group; ++h) {
         float* part = parts + (i * per_group + h) * part_size;
         part[0] = work.closed[h].peak, part[1] = work.closed[h].total;
@@ -151,7 +163,7 @@ void attend_in_tiles(const AttentionArgs& a, char* memory, int64_t work_bytes) {
       const int64_t first = (tiles - 1 - i / a.groups % tiles) * tile;
       const AttentionItem item{i / (a.groups * tiles), i % a.groups,    first,
                                std::min(first + tile, a.at.length), 0, a.at.num_blocks};
-      attend(a, item, work);
+      attend(a, item, item, work);
       write_rows<T>(a, item, work.closed);
     }
   });

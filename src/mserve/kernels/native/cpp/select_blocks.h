@@ -27,6 +27,7 @@ struct SelectPiece {
 
 struct SelectTile {
   int64_t span, first_token, last_token, first_block, last_block;
+  int64_t next_block;  // of the span, which this worker is likely to read then
 };
 
 inline int64_t own_block(const Spans& at, int64_t span, int64_t token) {
@@ -132,7 +133,8 @@ void score_tile(const SelectArgs& a, const SelectTile& tile, float* scores,
   };
   for (int64_t block = tile.first_block; block < tile.last_block; ++block) {
     const BlockPart keys = part_of(block);
-    const void* next = part_of(std::min(block + 1, tile.last_block - 1)).start(sizeof(T));
+    const bool is_last = block + 1 == tile.last_block;
+    const void* next = part_of(is_last ? tile.next_block : block + 1).start(sizeof(T));
     // keys of the block that the tile's first token may see, and its last
     const int64_t visible_first = position + 1 - block * kBlockTokens;
     const int64_t visible_last = std::min(kBlockTokens, visible_first + tokens - 1);
@@ -207,8 +209,9 @@ void select_piece(const SelectArgs& a, const SelectPiece& piece) {
       tile.first_token = piece.first_token + item / segments % tiles * kSelectTokens;
       tile.last_token = std::min(tile.first_token + kSelectTokens, piece.last_token);
       tile.first_block = item % segments * kSelectBlocks;
-      tile.last_block = std::min(tile.first_block + kSelectBlocks,
-                                 scored_blocks(a, own_block(a.at, tile.span, tile.last_token - 1)));
+      const int64_t scored = scored_blocks(a, own_block(a.at, tile.span, tile.last_token - 1));
+      tile.last_block = std::min(tile.first_block + kSelectBlocks, scored);
+      tile.next_block = std::min(tile.first_block + me.size * kSelectBlocks, a.at.num_blocks - 1);
       score_tile<T>(a, tile, scores + piece.row(tile.span, tile.first_token) * row_scores, work);
     }
     me.wait();
