@@ -136,6 +136,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
             memory.num_blocks,
             kernels,
             _WeightProgress(report),
+            nodes=threads[0].nodes,
             vocabulary=vocabulary,
         )
         if ranks is not None:

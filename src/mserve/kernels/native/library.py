@@ -64,6 +64,8 @@ def library() -> ctypes.CDLL:
     loaded.mserve_tape_end.restype = c_void_p
     loaded.mserve_tape_free.argtypes = [c_void_p]
     loaded.mserve_tape_free.restype = None
+    loaded.mserve_touch_rows.argtypes = [c_void_p, c_int64, c_int64]
+    loaded.mserve_touch_rows.restype = None
     loaded.mserve_isa.restype = c_char_p
     loaded.mserve_use_isa.argtypes = [c_char_p]
     loaded.mserve_set_num_threads.argtypes = [c_int, c_void_p]
