@@ -66,6 +66,17 @@ def test_pinned_threads_have_cores_of_their_own(
     assert all(bool(share.cpus) != bool(share.why_not) for share in shares)
     if used:
         assert quota is None or quota >= len(cores)
+    nodes = {core.cpu: core.node for core in cores}
+    for share in shares:
+        placed = [nodes[cpu] for cpu in share.cpus]
+        assert placed == sorted(placed) and set(share.nodes) == set(placed)
+
+
+def test_threads_of_several_nodes_say_that_weights_are_split() -> None:
+    cores = tuple(Core(cpu, cpu // 2) for cpu in range(4))
+    (whole,) = share_out(cores, None, None, 1)
+    assert whole.line == "4 threads, pinned to cores of 2 nodes, weights split over these"
+    assert [share.nodes for share in share_out(cores, None, None, 2)] == [(0,), (1,)]
 
 
 @pytest.mark.parametrize(

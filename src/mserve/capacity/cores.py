@@ -19,19 +19,22 @@ class Core(msgspec.Struct, frozen=True):
 
 
 class Threads(msgspec.Struct, frozen=True):
-    """Threads of one rank. ``cpus``: one for each thread, in the order of the nodes; none where
-    they are not pinned, and then ``why_not``."""
+    """Threads of one rank. ``cpus``: one for each thread, in the order of ``nodes``, the nodes they
+    belong to; none where they are not pinned, and then ``why_not``."""
 
     count: int
     cpus: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()
     why_not: str = ""
 
     @property
     def line(self) -> str:
         noun = "thread" if self.count == 1 else "threads"
-        return f"{self.count} {noun}, " + (
-            "pinned to cores" if self.cpus else f"not pinned: {self.why_not}"
-        )
+        if not self.cpus:
+            return f"{self.count} {noun}, not pinned: {self.why_not}"
+        line = f"{self.count} {noun}, pinned to cores"
+        spread = f" of {len(self.nodes)} nodes, weights split over these"
+        return line + spread if len(self.nodes) > 1 else line
 
 
 def granted_cores(root: Path, granted_cpus: set[int]) -> tuple[Core, ...]:
@@ -70,7 +73,7 @@ def share_out(
     granted = granted_count(cores, quota)
     count = max(1, (asked or granted) // ranks)
     why_not = ""
-    if granted < len(cores):
+    if quota is not None and quota < len(cores):
         why_not = f"a quota of {quota:g} cores is spread over {len(cores)}"
     elif count * ranks > len(cores):
         why_not = f"{count * ranks} on {_cores(len(cores))}"
@@ -78,10 +81,14 @@ def share_out(
         why_not = f"they leave some of {_cores(len(cores))} to others"
     if why_not:
         return (Threads(count, why_not=why_not),) * ranks
-    cpus = [core.cpu for core in cores]
+    sets = [cores[first : first + count] for first in range(0, count * ranks, count)]
     return tuple(
-        Threads(count, tuple(cpus[first : first + count]))
-        for first in range(0, count * ranks, count)
+        Threads(
+            count,
+            cpus=tuple(core.cpu for core in own),
+            nodes=tuple(sorted({core.node for core in own})),
+        )
+        for own in sets
     )
 
 

@@ -54,7 +54,15 @@ def main() -> None:
         expert_parallel=launch.config.parallel.enable_expert_parallel,
         backend="nccl" if device.type == "cuda" else "gloo",
     )
-    runner = load_runner(checkpoint, launch.config, groups, device, launch.num_blocks, kernels)
+    runner = load_runner(
+        checkpoint,
+        launch.config,
+        groups,
+        device,
+        launch.num_blocks,
+        kernels,
+        nodes=launch.threads.nodes,
+    )
     decoder = msgspec.msgpack.Decoder(StepPlan)
     while True:
         runner.run(decoder.decode(plans.get()))

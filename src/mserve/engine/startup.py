@@ -118,7 +118,13 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     threads = machine.threads(config.num_threads, size)
     kernels = use_threads(config, checkpoint, device, threads[0].count, threads[0].cpus)
     available_bytes = _available_bytes(machine, device, size)
-    memory = plan_memory(spec_to_run(config, checkpoint), config, available_bytes, size)
+    memory = plan_memory(
+        spec_to_run(config, checkpoint),
+        config,
+        available_bytes,
+        size,
+        native_threads=threads[0].count if kernels.batch_invariant else None,
+    )
     report(Loading("memory", 1.0, report=render(memory)))
 
     # The first step is the proof that all ranks are connected: some still read the meeting place
@@ -136,6 +142,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
             memory.num_blocks,
             kernels,
             _WeightProgress(report),
+            nodes=threads[0].nodes,
             vocabulary=vocabulary,
         )
         if ranks is not None:

@@ -12,7 +12,15 @@ from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
-from mserve.kernels.native.build import LIBRARY, built_digest, source_digest
+from mserve.kernels.native.build import (
+    LIBRARY,
+    BuildError,
+    built_digest,
+    compiler,
+    source_digest,
+)
+
+_BUILD = "python -m mserve.kernels.native.build"
 
 _P, _N, _I, _F = c_void_p, c_int64, c_int, c_float
 
@@ -50,11 +58,9 @@ def library() -> ctypes.CDLL:
     path = Path(os.environ.get("MSERVE_NATIVE_LIBRARY", LIBRARY))
     digest = built_digest(path)
     if digest is None:
-        raise NativeUnavailable("not built: run `python -m mserve.kernels.native.build`")
+        raise NativeUnavailable(f"not built: {_remedy()}")
     if digest != source_digest():
-        raise NativeUnavailable(
-            "built from other sources: run `python -m mserve.kernels.native.build`"
-        )
+        raise NativeUnavailable(f"built from other sources: {_remedy()}")
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
@@ -64,6 +70,8 @@ def library() -> ctypes.CDLL:
     loaded.mserve_tape_end.restype = c_void_p
     loaded.mserve_tape_free.argtypes = [c_void_p]
     loaded.mserve_tape_free.restype = None
+    loaded.mserve_touch_rows.argtypes = [c_void_p, c_int64, c_int64]
+    loaded.mserve_touch_rows.restype = None
     loaded.mserve_isa.restype = c_char_p
     loaded.mserve_use_isa.argtypes = [c_char_p]
     loaded.mserve_set_num_threads.argtypes = [c_int, c_void_p]
@@ -71,6 +79,14 @@ def library() -> ctypes.CDLL:
     if wanted and loaded.mserve_use_isa(wanted.encode()):
         raise NativeUnavailable(f"MSERVE_ISA={wanted} is not an instruction set of this machine")
     return loaded
+
+
+def _remedy() -> str:
+    try:
+        compiler()
+    except BuildError:
+        return f"install g++ 11 or newer and run `{_BUILD}`"
+    return f"run `{_BUILD}`"
 
 
 def check(status: int) -> None:

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "isa.h"
+#include "place.h"
 #include "tape.h"
 
 #ifndef MSERVE_SOURCE_DIGEST
@@ -102,6 +103,10 @@ int mserve_use_isa(const char* name) {
 
 // 0, or 1 if the system refused to pin a worker to its processor; `cpus` [count] or null.
 int mserve_set_num_threads(int count, const int* cpus) { return set_num_threads(count, cpus) ? 0 : 1; }
+
+void mserve_touch_rows(char* first, int64_t rows, int64_t row_bytes) {
+  touch_rows(first, rows, row_bytes);
+}
 
 int mserve_num_threads() {
   Turn turn;

@@ -1,4 +1,4 @@
-"""The library's own threads: where they run, and that they are there."""
+"""The library: what is said where it is missing, and where its threads run."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ def workers() -> dict[str, set[int]]:
         for task, name in names.items()
         if name.startswith("mserve-")
     }
+
+
+@pytest.mark.parametrize(
+    ("compiler", "remedy"), [("g++", "not built: run"), ("none", r"not built: install g\+\+ 11")]
+)
+def test_a_library_that_is_not_there_says_what_to_do(tmp_path, monkeypatch, compiler, remedy):
+    monkeypatch.setenv("MSERVE_NATIVE_LIBRARY", str(tmp_path / "none.so"))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / compiler).touch(0o755)
+    with pytest.raises(native.NativeUnavailable, match=remedy):
+        native.library.__wrapped__()
 
 
 def test_workers_are_pinned_and_the_caller_is_not(threads):
