@@ -23,11 +23,10 @@ from record import command, commit, machine
 from starlette.types import Message
 from tokenizers import Tokenizer
 
-from mserve.core import FinishReason, RequestOutput
+from mserve.core import FinishReason, RequestOutput, SamplingParams
 from mserve.server import ServerConfig, Service, TextTools, create_app
 from mserve.text import (
     ByteLevelTokenizer,
-    GenerationDefaults,
     JinjaChatTemplate,
     marker_ids,
     of_family,
@@ -101,7 +100,7 @@ def text_tools() -> TextTools:
     dialect = of_family("m3")
     template = JinjaChatTemplate(chat_template("m3"), special_tokens=special, where="m3")
     ids = marker_ids(dialect, tokenizer)
-    return TextTools(tokenizer, template, GenerationDefaults(), dialect, ids)
+    return TextTools(tokenizer, template, SamplingParams(), dialect, ids)
 
 
 def replies(text: TextTools, num_tokens: int) -> dict[str, list[int]]:

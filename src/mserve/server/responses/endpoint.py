@@ -126,7 +126,7 @@ class _Run:
         self.error: MserveError | None = None
         self._stores = stores
         if stores:
-            self._store.put(StoredResponse(form.response, input_items, self.cancel))
+            self._store.put(StoredResponse(form.response, input_items, self.leave))
 
     async def payloads(self) -> AsyncGenerator[list[Payload], None]:
         """A failure is an event here; ``error`` then says which."""
@@ -153,18 +153,15 @@ class _Run:
         with contextlib.suppress(MserveError, ClientGoneError):
             await self.whole()
 
-    def cancel(self) -> None:
-        self._form.response["status"] = "cancelled"
-        self.leave()
-
     def leave(self) -> None:
-        """It is over, or the client is gone, which ends it too. Safe to call twice."""
+        """It is over, or somebody ends it: by a request, or by not listening any more. Safe to call
+        twice."""
         if self._settled:
             return
         self._settled = True
         self._generation.close()
-        if self._form.response["status"] in ("in_progress", "queued"):
-            self._form.response["status"] = "cancelled"
+        if self._form.response["status"] == "in_progress":
+            self._form.break_off("cancelled")
         if self._stores:
             self._store.settle(self._form.response["id"])
 
