@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -56,7 +57,9 @@ def run_tasks(
     except Exception as error:  # the library and the data sets below it raise what they like
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SetupError(f"lm-eval could not run {', '.join(tasks)}: {first}") from error
-    return {"results": found["results"], "n-samples": found["n-samples"]}
+    kept = {"results": found["results"], "n-samples": found["n-samples"]}
+    plain: dict[str, Any] = json.loads(json.dumps(kept, default=float))  # numpy's numbers in it
+    return plain
 
 
 def task_scores(found: Mapping[str, Any]) -> dict[str, Score]:
