@@ -16,18 +16,18 @@ class DemoShape:
     """An M3, small. The first ``num_dense_layers`` have full attention and a dense MLP."""
 
     vocab_size: int
-    hidden_size: int = 256
+    hidden_size: int = 192
     num_layers: int = 6
     num_dense_layers: int = 2
-    num_heads: int = 6
+    num_heads: int = 4
     num_kv_heads: int = 2
     head_dim: int = 64
     rotary_dim: int = 32
     rope_theta: float = 50_000.0
     num_experts: int = 8
     experts_per_token: int = 2
-    expert_size: int = 128
-    shared_size: int = 256
+    expert_size: int = 96
+    shared_size: int = 192
     dense_size: int = 512
     routed_scaling_factor: float = 2.0
     index_head_dim: int = 64
