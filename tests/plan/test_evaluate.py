@@ -6,7 +6,9 @@ import asyncio
 import json
 import lzma
 import math
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -36,7 +38,7 @@ from mserve.evaluate import (
     wilson,
     wrong_of,
 )
-from mserve.evaluate.harness import generation_body, likelihood
+from mserve.evaluate.harness import generation_body, likelihood, run_tasks
 
 # --- intervals ---
 
@@ -380,3 +382,43 @@ def test_likelihood_counts_what_follows_the_context() -> None:
     }
     assert likelihood(logprobs, 5) == (-0.75, True)
     assert likelihood(logprobs, 0) == (-9.75, False)
+
+
+def test_the_library_gets_a_model_that_asks_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval itself is not needed: its stand-in calls the model as it does, and reports."""
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        assert body["model"] == "m"
+        if request.url.path == "/v1/chat/completions":
+            return httpx.Response(200, json=said(body["messages"][0]["content"].upper()))
+        tokens = {"text_offset": [0, 1], "token_logprobs": [None, -float(len(body["prompt"]))]}
+        logprobs = {**tokens, "top_logprobs": [None, {"x": -1.0}]}
+        return httpx.Response(200, json={"choices": [{"logprobs": logprobs}]})
+
+    def simple_evaluate(model: Any, tasks: list[str], **options: Any) -> dict[str, Any]:
+        def requests(*arguments: Any) -> list[Any]:
+            return [SimpleNamespace(args=one) for one in arguments]
+
+        assert options["limit"] == 2
+        said_back = model.generate_until(requests(("ab", {"until": ["\n"]}), ("c", {})))
+        metrics = {"said,none": said_back == ["AB", "C"]}
+        assert model.loglikelihood(requests(("a", "b"), ("a", "bcd"))) == [(-2, False), (-4, False)]
+        assert model.loglikelihood_rolling(requests(("abc",))) == [-3.0]
+        return {"results": {tasks[0]: {k: float(v) for k, v in metrics.items()}}, "n-samples": {}}
+
+    library, model_module = ModuleType("lm_eval"), ModuleType("lm_eval.api.model")
+    library.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]
+    model_module.LM = object  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lm_eval", library)
+    monkeypatch.setitem(sys.modules, "lm_eval.api", ModuleType("lm_eval.api"))
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", model_module)
+    monkeypatch.setattr("mserve.evaluate.harness.require_harness", lambda: None)
+    monkeypatch.setattr(
+        "mserve.evaluate.harness.AskClient",
+        lambda url, api_key: AskClient(url, transport=httpx.MockTransport(answer)),
+    )
+    found = run_tasks(
+        "http://it", ["t"], model="m", api_key=None, settings={}, limit=2, concurrency=2
+    )
+    assert task_scores(found)["t/said"].rate == 1.0

@@ -55,7 +55,7 @@ def run_tasks(
     except SetupError:
         raise
     except Exception as error:  # the library and the data sets below it raise what they like
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = (str(error).strip("'\"").splitlines() or [type(error).__name__])[0]
         raise SetupError(f"lm-eval could not run {', '.join(tasks)}: {first}") from error
     kept = {"results": found["results"], "n-samples": found["n-samples"]}
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=float))  # numpy's numbers in it
