@@ -82,21 +82,29 @@ def flat_use(draw: Draw) -> Use:
 
 
 def called(draw: Draw, uses: list[Use], num_others: int | None = None) -> Conversation:
-    """The answer to all requests at once, with ``num_others`` further tools to choose from."""
+    """The answer to all requests at once, with ``num_others`` further tools to choose from. In
+    training those are asked for in later turns, since reading tools costs more than asking."""
     mode = draw.any(_MODES)
     if num_others is None:
         num_others = draw.number(0, _MAX_TOOLS - 1)
     tools = {use.name: use.tool for use in uses}
     descriptions = {_described(use) for use in uses}
+    later: list[Use] = []
     for _ in range(num_others):
         other = flat_use(draw)
-        if _described(other) not in descriptions:  # two tools of one purpose: either would do
-            tools.setdefault(other.name, other.tool)
+        # Two tools of one purpose: either would do.
+        if _described(other) not in descriptions and other.name not in tools:
+            tools[other.name] = other.tool
+            descriptions.add(_described(other))
+            later.append(other)
     shuffled = draw.some(list(tools.values()), len(tools))
     request = " ".join(use.request for use in uses)
     calls = [{"name": use.name, "arguments": use.arguments} for use in uses]
+    messages = [user(request), _call_message(uses, mode == "enabled")]
+    for use in [] if draw.held_out else later:
+        messages += [user(use.request), _call_message([use], mode == "enabled")]
     return Conversation(
-        messages=[user(request), _call_message(uses, mode == "enabled")],
+        messages=messages,
         tools=shuffled,
         mode=mode,
         check={"calls": calls},
