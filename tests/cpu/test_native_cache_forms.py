@@ -53,7 +53,9 @@ class Context:
         self.keys, self.values = planes_of(form, spans * num_blocks, groups, width)
         for plane in (self.keys, self.values):
             tokens = spans * num_blocks * BLOCK_TOKENS
-            choose.write_kv.reference(plane, torch.arange(tokens), self.normal(tokens, groups, width))
+            choose.write_kv.reference(
+                plane, torch.arange(tokens), self.normal(tokens, groups, width)
+            )
         order = torch.randperm(spans * num_blocks, generator=self.random)
         self.blocks = order.view(spans, num_blocks)
 
@@ -176,8 +178,12 @@ def head_of(plane: CachePlane) -> CachePlane:
 
 @quick
 @given(seed=seeds, stored=stored_under, local=st.integers(0, 2), length=st.sampled_from([1, 70]))
-def test_selection_takes_the_best_blocks_in_every_form(  # noqa: F811
-    each_isa, seed, stored, local, length
+def test_selection_takes_the_best_blocks_in_every_form(
+    each_isa,  # noqa: F811
+    seed,
+    stored,
+    local,
+    length,
 ):
     form, dtype = stored
     context = Context(seed, form, dtype, 1, 14, 1, 128)

@@ -10,15 +10,15 @@ says so. Knows what exists for which device; does not know how any of it compute
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from mserve.kernels import native
+from mserve.kernels.draw import draw as draw_in_torch
 from mserve.kernels.embedding import embedding as embedding_in_torch
-from mserve.kernels.highest import highest as highest_in_torch
 from mserve.kernels.linear import linear as linear_in_torch
 from mserve.kernels.moe import gated_mlp as gated_mlp_in_torch
 from mserve.kernels.moe import run_experts as run_experts_in_torch
@@ -61,7 +61,7 @@ mean_squares = Op(mean_squares_in_torch, native.mean_squares)
 rope_angles = Op(rope_angles_in_torch, native.rope_angles)
 embedding = Op(embedding_in_torch, native.embedding)
 residual_sum = Op(residual_sum_in_torch, native.residual_sum)
-highest = Op(highest_in_torch, native.highest)
+draw = Op(draw_in_torch, native.draw)
 write_kv = Op(write_kv_in_torch, native.write_kv)
 select_blocks = Op(select_blocks_in_torch, native.select_blocks)
 paged_attention = Op(paged_attention_in_torch, native.paged_attention)
@@ -80,7 +80,7 @@ OPS = (
     rope_angles,
     embedding,
     residual_sum,
-    highest,
+    draw,
     write_kv,
     select_blocks,
     paged_attention,
@@ -99,6 +99,7 @@ class KernelChoice:
     implementation: Literal["reference", "native"]
     line: str
     batch_invariant: bool = False
+    pinned: bool = False  # every worker thread to a core
 
 
 def find_kernels(device: torch.device) -> KernelChoice:
@@ -113,9 +114,10 @@ def find_kernels(device: torch.device) -> KernelChoice:
 
 
 def choose_kernels(
-    device: torch.device, threads: int, *, int8_weights: bool = False
+    device: torch.device, threads: int, cpus: Sequence[int] = (), *, int8_weights: bool = False
 ) -> KernelChoice:
-    """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads.
+    """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads, pinned
+    to ``cpus`` if there is one for each.
 
     INT8 weights have linears of their own, in torch only.
     """
@@ -123,9 +125,9 @@ def choose_kernels(
     use_kernels(choice.implementation)
     if choice.implementation == "reference":
         return choice
-    native.set_num_threads(threads)
+    pinned = native.set_num_threads(threads, cpus) and len(cpus) > 0
     line = f"{choice.line}; INT8 weights in torch, slow" if int8_weights else choice.line
-    return KernelChoice("native", line, batch_invariant=not int8_weights)
+    return KernelChoice("native", line, batch_invariant=not int8_weights, pinned=pinned)
 
 
 def use_kernels(implementation: Literal["reference", "native"]) -> None:

@@ -62,7 +62,9 @@ def _outcome(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     plane, slots, _ = args
     written = (slots // BLOCK_TOKENS, slice(None), slots % BLOCK_TOKENS)
     # Codes as bytes: they are equal or not.
-    stores = [store.view(torch.uint8) if store.itemsize == 1 else store for store in _tensors(plane)]
+    stores = [
+        store.view(torch.uint8) if store.itemsize == 1 else store for store in _tensors(plane)
+    ]
     for store in stores:
         store[written] = 0
     run(*args, **kwargs)

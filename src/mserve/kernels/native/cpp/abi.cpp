@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "isa.h"
+#include "place.h"
 #include "tape.h"
 
 #ifndef MSERVE_SOURCE_DIGEST
@@ -100,7 +101,12 @@ int mserve_use_isa(const char* name) {
   return 1;
 }
 
-void mserve_set_num_threads(int count) { set_num_threads(count); }
+// 0, or 1 if the system refused to pin a worker to its processor; `cpus` [count] or null.
+int mserve_set_num_threads(int count, const int* cpus) { return set_num_threads(count, cpus) ? 0 : 1; }
+
+void mserve_touch_rows(char* first, int64_t rows, int64_t row_bytes) {
+  touch_rows(first, rows, row_bytes);
+}
 
 int mserve_num_threads() {
   Turn turn;
@@ -186,8 +192,12 @@ int mserve_residual_sum(const void* x, const void* y, void* out, int64_t rows, i
   return run(&Kernels::residual_sum, ResidualArgs{x, y, out, rows, width, DType(dtype)});
 }
 
-int mserve_highest(const float* scores, float* values, int64_t* ids, int64_t rows, int64_t width) {
-  return run(&Kernels::highest, HighestArgs{scores, values, ids, rows, width});
+int mserve_draw(const float* scores, const double* temperature, const int64_t* top_k,
+                const double* top_p, const double* min_p, const uint64_t* seeds,
+                const int64_t* positions, float* highest, int64_t* ids, int64_t rows,
+                int64_t width) {
+  return run(&Kernels::draw, DrawArgs{scores, temperature, top_k, top_p, min_p, seeds, positions,
+                                      highest, ids, rows, width});
 }
 
 int mserve_write_kv(const Plane* plane, const void* x, const int64_t* slots, int64_t tokens,

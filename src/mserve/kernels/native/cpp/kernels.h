@@ -16,6 +16,7 @@ namespace MSERVE_ISA {
 #include "norm.h"
 #include "panel.h"
 #include "pointwise.h"
+#include "draw.h"
 #include "read.h"
 #include "route.h"
 #include "direct.h"
@@ -36,7 +37,7 @@ extern const Kernels kernels{
     embedding,
     rope_angles,
     residual_sum,
-    highest,
+    draw,
     route,
     select_blocks,
     attention,

@@ -181,10 +181,16 @@ struct ResidualArgs {
   DType dtype;
 };
 
-struct HighestArgs {
-  const float* scores;  // [rows, width]
-  float* values;        // [rows]
-  int64_t* ids;         // [rows]
+// The highest score of each row and a token: that one, or one drawn by chance. Arrays are [rows].
+struct DrawArgs {
+  const float* scores;        // [rows, width]
+  const double* temperature;  // 0: the highest
+  const int64_t* top_k;       // 0: all
+  const double *top_p, *min_p;
+  const uint64_t* seeds;
+  const int64_t* positions;
+  float* highest;
+  int64_t* ids;
   int64_t rows, width;
 };
 
