@@ -157,8 +157,6 @@ def load_runner(
     if spread:
         touch_weights(model.pieces())
     load(checkpoint, model.pieces(), progress)
-    if kernels.batch_invariant:  # native throughout: what is left for torch is too small to share
-        torch.set_num_threads(1)
     cache = KVCache(cache_layout(spec, config, groups.tensor.size), num_blocks, device)
     if spread and not native.interleave(cache.pool, nodes):
         logger.warning("KV blocks may all lie on one NUMA node: the system forbids mbind")
