@@ -14,14 +14,12 @@ import argparse
 import asyncio
 import json
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from host_step import commit, hardware
+from record import command, commit, machine
 from starlette.types import Message
 from tokenizers import Tokenizer
 
@@ -89,9 +87,9 @@ def main() -> None:
             "streams": options.streams,
             "rate": options.rate,
             "commit": commit(),
-            "hardware": hardware(),
+            "machine": machine(),
             "python": platform.python_version(),
-            "command": shlex.join(["python", *sys.argv]),
+            "command": command(),
         }
         options.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
 

@@ -22,7 +22,7 @@ from mserve.cli.main import FAILED, REFUSED, app, explain, run, with_dashes
 from mserve.cli.serve import choose_dialect
 from mserve.core import EngineError, QueueFullError, RequestError, SetupError
 
-COMMANDS = ("serve", "chat", "generate", "toy", "quantize", "doctor")
+COMMANDS = ("serve", "chat", "generate", "toy", "quantize", "doctor", "eval")
 HEAVY = ("torch", "numpy", "tokenizers", "starlette", "uvicorn", "jinja2", "zmq", "httpx")
 THIS = str(Path(__file__))  # a file that exists and is not JSON
 
