@@ -104,6 +104,10 @@ def test_what_is_not_to_be_stored_is_not() -> None:
         assert got.status_code == 404
         assert got.json()["error"]["code"] == "response_not_found"
         assert len(server.service.responses) == 0
+        earlier = {"input": "And?", "previous_response_id": answer.json()["id"]}
+        refused = await client.post(PATH, json=earlier)
+        assert refused.status_code == 404
+        assert refused.json()["error"]["param"] == "previous_response_id"
 
     server.ask(talk)
 
