@@ -75,12 +75,10 @@ def use_threads(
     """Give this rank ``threads`` CPU threads and the fastest kernels there are for what it runs."""
     torch.set_num_threads(threads)
     spec, dtype = spec_to_run(config, checkpoint), dtype_name(config, checkpoint)
-    formats = {spec.quantization.format, *spec.quantization.exceptions.values()}
     planes = cache_layout(spec, config, config.parallel.tensor_parallel_size).planes
     kernels = choose_kernels(
         device,
         threads,
-        int8_weights=not formats.isdisjoint(("int8", "int8_static")),
         packed_cache=any(plane.dtype != dtype for plane in planes),
     )
     if config.deterministic:
@@ -99,7 +97,7 @@ def _check_deterministic(config: EngineConfig, kernels: KernelChoice) -> None:
     if not kernels.batch_invariant:
         raise SetupError(
             f"--deterministic needs native kernels for everything; here: {kernels.line}",
-            hint="serve a bf16 or fp32 checkpoint with a cache of its type on a CPU, or leave "
+            hint="serve with a bf16 or fp32 cache, as the activations are, on a CPU, or leave "
             "--deterministic out",
         )
 

@@ -32,9 +32,20 @@ from mserve.kernels.choose import (
 from mserve.kernels.compare import compared_kernels
 from mserve.kernels.exact_top_k import exact_top_k
 from mserve.kernels.linear_fp8_block import FP8_BLOCK, dequantize_fp8_block, linear_fp8_block
-from mserve.kernels.linear_int8 import linear_int8, linear_int8_static, quantize_tokens
+from mserve.kernels.linear_int8 import (
+    StaticInputs,
+    linear_int8,
+    linear_int8_static,
+    quantize_tokens,
+)
 from mserve.kernels.linear_mxfp8 import MXFP8_GROUP, dequantize_mxfp8, linear_mxfp8
-from mserve.kernels.matrix import Fp8BlockMatrix, Matrix, Mxfp8Matrix
+from mserve.kernels.matrix import (
+    Fp8BlockMatrix,
+    Int8Matrix,
+    Int8StaticMatrix,
+    Matrix,
+    Mxfp8Matrix,
+)
 from mserve.kernels.moe import sum_experts
 from mserve.kernels.rms_norm import rms_norm_given
 from mserve.kernels.rope import rope, rope_frequencies
@@ -45,10 +56,13 @@ __all__ = [
     "CachePlane",
     "Fp8BlockMatrix",
     "GatedActivation",
+    "Int8Matrix",
+    "Int8StaticMatrix",
     "KernelChoice",
     "Matrix",
     "Mxfp8Matrix",
     "ScaledPlane",
+    "StaticInputs",
     "choose_kernels",
     "compared_kernels",
     "dequantize_fp8_block",

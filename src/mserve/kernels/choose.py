@@ -1,8 +1,8 @@
 """Which implementation of each op runs: chosen once at start, printed, and never changed silently.
 
     reference   torch, every device and dtype: what the other must equal
-    native      C++ on the CPU, bf16 and fp32 activations; weights plain, MXFP8 or block FP8. INT8
-                weights and packed caches stay with the reference
+    native      C++ on the CPU, bf16 and fp32 activations, weights of every form. Packed caches
+                stay with the reference
 
 The reference runs until ``choose_kernels`` is called, so a test or a script that wants the other
 says so. Knows what exists for which device; does not know how any of it computes.
@@ -115,25 +115,23 @@ def find_kernels(device: torch.device) -> KernelChoice:
 
 
 def choose_kernels(
-    device: torch.device, threads: int, *, int8_weights: bool = False, packed_cache: bool = False
+    device: torch.device, threads: int, *, packed_cache: bool = False
 ) -> KernelChoice:
     """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads.
 
-    INT8 weights have linears of their own, in torch only; a ``packed_cache``, of another type
-    than activations, is read and written by the reference.
+    A ``packed_cache``, of another type than activations, is read and written by the reference.
     """
     choice = find_kernels(device)
     use_kernels(choice.implementation)
     if choice.implementation == "reference":
         return choice
     native.set_num_threads(threads)
-    slow = ["INT8 weights"] if int8_weights else []
-    if packed_cache:
-        slow.append("attention over the packed cache")
-        for op in OPS_OF_CACHE:
-            op.run = op.reference
-    line = f"{choice.line}; {' and '.join(slow)} in torch, slow" if slow else choice.line
-    return KernelChoice("native", line, batch_invariant=not slow)
+    if not packed_cache:
+        return KernelChoice("native", choice.line, batch_invariant=True)
+    for op in OPS_OF_CACHE:
+        op.run = op.reference
+    line = f"{choice.line}; attention over the packed cache in torch, slow"
+    return KernelChoice("native", line)
 
 
 def use_kernels(implementation: Literal["reference", "native"]) -> None:

@@ -10,6 +10,8 @@ namespace MSERVE_ISA {
 #include "e4m3.h"
 #include "dot.h"
 #include "packed.h"
+#include "int8.h"
+#include "linear_int8.h"
 #include "linear.h"
 #include "moe.h"
 #include "norm.h"
