@@ -69,9 +69,14 @@ def _outcome(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         return run(*args, **kwargs)
     plane, slots, _ = args
     written = (slots // BLOCK_TOKENS, slice(None), slots % BLOCK_TOKENS)
-    plane[written] = 0
+    # Codes as bytes: they are equal or not.
+    stores = [
+        store.view(torch.uint8) if store.itemsize == 1 else store for store in _tensors(plane)
+    ]
+    for store in stores:
+        store[written] = 0
     run(*args, **kwargs)
-    return plane[written]
+    return tuple(store[written] for store in stores)
 
 
 def _tensors(result: Any) -> tuple[torch.Tensor, ...]:

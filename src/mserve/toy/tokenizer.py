@@ -45,7 +45,7 @@ _WORD_STRIDE = 7919  # coprime to the number of words, so that neighbours look d
 
 def tokenizer_json(arch: Arch, vocab_size: int) -> str:
     """The content of tokenizer.json: ``vocab_size`` tokens, the last 64 of them special."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     vocab, merges = _vocabulary(sorted(pre_tokenizers.ByteLevel.alphabet()), vocab_size)
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
@@ -56,6 +56,15 @@ def tokenizer_json(arch: Arch, vocab_size: int) -> str:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    add_family_tokens(tokenizer, arch)
+    return tokenizer.to_str(pretty=True) + "\n"
+
+
+def add_family_tokens(tokenizer: Any, arch: Arch) -> None:
+    """Append the 64 tokens that the family adds to a BPE, in their published order, to a
+    ``tokenizers.Tokenizer``."""
+    from tokenizers import AddedToken
+
     visible = _VISIBLE[arch]
     for offset in range(NUM_SPECIAL_TOKENS):
         if offset in visible:
@@ -64,7 +73,6 @@ def tokenizer_json(arch: Arch, vocab_size: int) -> str:
             known = offset < len(_SPECIAL)
             text = _SPECIAL[offset] if known else f"<reserved_{offset}>"
             tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False)])
-    return tokenizer.to_str(pretty=True) + "\n"
 
 
 def tokenizer_config(shape: ToyShape) -> dict[str, Any]:

@@ -8,6 +8,7 @@ namespace MSERVE_ISA {
 #include "vec.h"
 
 #include "e4m3.h"
+#include "cache_codes.h"
 #include "dot.h"
 #include "packed.h"
 #include "int8.h"
@@ -17,12 +18,15 @@ namespace MSERVE_ISA {
 #include "norm.h"
 #include "panel.h"
 #include "pointwise.h"
+#include "draw.h"
 #include "read.h"
 #include "route.h"
 #include "direct.h"
 #include "select_blocks.h"
-
+#include "softmax.h"
+#include "attend_block.h"
 #include "attention.h"
+#include "write_kv.h"
 
 extern const Kernels kernels{
     read,
@@ -35,7 +39,7 @@ extern const Kernels kernels{
     embedding,
     rope_angles,
     residual_sum,
-    highest,
+    draw,
     route,
     select_blocks,
     attention,

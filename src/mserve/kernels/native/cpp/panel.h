@@ -25,7 +25,9 @@ class Ahead {
   const char* at_;
 };
 
-// One fp32 element per lane and step: exact products of bf16 or fp32 values.
+// One fp32 element per lane and step: exact products of bf16 or fp32 values. Of two bf16 elements
+// the odd one comes first in a product of queries and keys: so do the pairs below, as hardware
+// defines them, and sums have the same bits on every instruction set.
 struct Singles {
   using Element = float;
   using V = F32;
@@ -55,7 +57,14 @@ struct Singles {
 #endif
     for (; k < width; ++k)
       for (int64_t lane = 0; lane < kPanel; ++lane)
-        panel[k * kPanel + lane] = lane < rows ? to_float(from[lane * row_stride + k]) : 0.0f;
+        panel[k * kPanel + lane] =
+            lane < rows ? to_float(from[lane * row_stride + place<T>(k)]) : 0.0f;
+  }
+
+  // Which element the k-th step takes.
+  template <class T>
+  static int64_t place(int64_t k) {
+    return sizeof(T) == 2 ? k ^ 1 : k;
   }
 
   // One panel whose columns are the first `width` of `from`: values of a product with probabilities.
@@ -73,7 +82,7 @@ struct Singles {
   // A query as a row to broadcast, converted into `copy` where that is needed.
   static const Element* row(const float* x, int64_t, Element*) { return x; }
   static const Element* row(const bf16* x, int64_t width, Element* copy) {
-    for (int64_t k = 0; k < width; k += kLanes) store(copy + k, MSERVE_ISA::load(x + k, width - k));
+    for (int64_t k = 0; k < width; ++k) copy[k] = to_float(x[place<bf16>(k)]);
     return copy;
   }
 };

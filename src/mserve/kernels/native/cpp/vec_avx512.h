@@ -230,7 +230,7 @@ inline void transpose_dwords(uint32_t* to, int64_t stride, const void* from, int
   for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * stride, r[i]);
 }
 
-// The same for 32 bf16 of each row, taken apart into 32 steps of fp32.
+// The same for 32 bf16 of each row, taken apart into 32 steps of fp32; of two the odd one first.
 inline void transpose_split(float* to, int64_t stride, const bf16* from, int64_t row_stride,
                             int64_t rows) {
   __m512i r[16];
@@ -240,9 +240,9 @@ inline void transpose_split(float* to, int64_t stride, const bf16* from, int64_t
   transpose(r);
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) {
-    _mm512_storeu_si512(to + 2 * i * stride, _mm512_slli_epi32(r[i], 16));
-    _mm512_storeu_si512(to + (2 * i + 1) * stride,
+    _mm512_storeu_si512(to + 2 * i * stride,
                         _mm512_and_si512(r[i], _mm512_set1_epi32(int(0xffff0000u))));
+    _mm512_storeu_si512(to + (2 * i + 1) * stride, _mm512_slli_epi32(r[i], 16));
   }
 }
 

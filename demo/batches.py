@@ -1,0 +1,179 @@
+"""What a training step reads: samples of all skills, cut into batches of one length each.
+
+A step's samples follow from the seed and the step's number, so any worker can make any batch and a
+resumed run goes on as if it had not stopped. Short conversations are joined behind one system
+prompt, as turns of one longer conversation: it saves computing that prompt again for each.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from demo.data import SKILLS, held_out_conversation, sample_of, tokenizer, training_sample
+from demo.schedule import Mix
+from demo.shape import BLOCK_TOKENS
+
+_ROUND_TO = 16  # lengths are rounded up, so that few different shapes occur
+_BATCH_TOKENS = 4096  # of one batch, unless one sequence is longer
+_INDEX_QUERIES = 48  # of a sequence
+_JOINED_TOKENS = 384
+_JOINED_SHARE = 0.75  # the others are first questions, as most are when serving
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The part of a sequence that teaches one skill: tokens ``start:end``."""
+
+    skill: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSequence:
+    token_ids: list[int]
+    mask: list[int]
+    pieces: list[Piece]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B sequences of N tokens, and the R tokens of answers in them."""
+
+    token_ids: Tensor  # [B, N]
+    rows: Tensor  # [R] numbers of the tokens before, in the flattened batch
+    targets: Tensor  # [R]
+    weights: Tensor  # [R]
+    skills: Tensor  # [R] numbers of skills
+    answers: Tensor  # [R] numbers of answers, counted through the batch
+
+
+SKILL_NAMES = tuple(SKILLS)
+
+
+def step_batches(seed: int, step: int, step_tokens: int, mix: Mix) -> list[Batch]:
+    """The batches of step ``step``, about ``step_tokens`` tokens in all."""
+    rng = random.Random(f"{seed}/{step}")
+    sequences = []
+    for length, share in mix.lengths:
+        sequences += _draw(rng, length, int(step_tokens * share), mix.emphasis)
+    return batched(sequences)
+
+
+def held_out_batches(seed: int, per_skill: int, max_tokens: int) -> list[Batch]:
+    """``per_skill`` examples of each skill, none of which is taught."""
+    rng = random.Random(seed)
+    sequences = []
+    for skill in SKILL_NAMES:
+        sizes = {"max_tokens": max_tokens} if skill == "needle" else {}
+        for _ in range(per_skill):
+            ids, mask = sample_of(held_out_conversation(rng, skill, **sizes))
+            last = len(mask) - mask[::-1].index(1)  # only the last answer is held out
+            first = last - ([*mask[:last][::-1], 0]).index(0)
+            mask = [int(first <= place < last) for place in range(len(mask))]
+            sequences.append(TrainingSequence(ids, mask, [Piece(skill, 0, len(ids))]))
+    return batched(sequences)
+
+
+def batched(sequences: Sequence[TrainingSequence]) -> list[Batch]:
+    """Sequences of about the same length together."""
+    groups: list[list[TrainingSequence]] = []
+    for one in sorted(sequences, key=lambda one: len(one.token_ids)):
+        length = _rounded(len(one.token_ids))
+        if not groups or length * (len(groups[-1]) + 1) > _BATCH_TOKENS:
+            groups.append([])
+        groups[-1].append(one)
+    return [_batch(group) for group in groups]
+
+
+def teaching_queries(batch: Batch) -> Tensor:
+    """Positions [B, Q] whose attention teaches the index branch: the ends of answers, where one
+    block matters most, and places spread evenly behind the first block."""
+    num_sequences, length = batch.token_ids.shape
+    spread = torch.linspace(BLOCK_TOKENS, length - 1, _INDEX_QUERIES // 2).long()
+    queries = spread.repeat(num_sequences, 2)
+    for number in range(num_sequences):
+        rows = batch.rows[batch.rows // length == number] % length
+        last = rows[-(_INDEX_QUERIES // 2) :]
+        queries[number, len(spread) : len(spread) + len(last)] = last
+    return queries
+
+
+def _draw(
+    rng: random.Random, length: int, num_tokens: int, emphasis: dict[str, float]
+) -> list[TrainingSequence]:
+    """Samples of at most ``length`` tokens, short ones joined up to it if they have one prompt."""
+    shares = [share * emphasis.get(name, 1.0) for name, (_, share) in SKILLS.items()]
+    sequences: list[TrainingSequence] = []
+    open_: dict[tuple[int, ...], TrainingSequence] = {}
+    drawn = 0
+    while drawn < num_tokens:
+        [skill] = rng.choices(SKILL_NAMES, shares)
+        ids, mask = training_sample(rng, max_tokens=length, skill=skill)
+        prompt_tokens = _system_tokens(ids)
+        prompt = tuple(ids[:prompt_tokens])
+        body = len(ids) - prompt_tokens
+        before = open_.get(prompt)
+        fits = before is not None and len(before.token_ids) + body <= _JOINED_TOKENS
+        if before is not None and fits and rng.random() < _JOINED_SHARE:
+            start = len(before.token_ids)
+            before.token_ids.extend(ids[prompt_tokens:])
+            before.mask.extend(mask[prompt_tokens:])
+            before.pieces.append(Piece(skill, start, start + body))
+            drawn += body
+        else:
+            one = TrainingSequence(ids, mask, [Piece(skill, 0, len(ids))])
+            open_[prompt] = one
+            sequences.append(one)
+            drawn += len(ids)
+    return sequences
+
+
+@functools.cache
+def _role_token() -> int:
+    [token_id] = tokenizer().encode("]~b]", add_special_tokens=False)
+    return token_id
+
+
+def _system_tokens(ids: list[int]) -> int:
+    """Tokens before the first turn of the user: those of the system's and the developer's."""
+    place = -1
+    for _ in ("system", "developer", "user"):
+        place = ids.index(_role_token(), place + 1)
+    return place
+
+
+def _rounded(length: int) -> int:
+    return -(-length // _ROUND_TO) * _ROUND_TO
+
+
+def _batch(group: list[TrainingSequence]) -> Batch:
+    length = _rounded(max(len(one.token_ids) for one in group))
+    token_ids = torch.zeros(len(group), length, dtype=torch.long)
+    rows, weights, skills, answers = [], [], [], []
+    num_answers = 0
+    for number, one in enumerate(group):
+        token_ids[number, : len(one.token_ids)] = torch.tensor(one.token_ids)
+        for piece in one.pieces:
+            places = [place for place in range(piece.start, piece.end) if one.mask[place]]
+            rows += [number * length + place - 1 for place in places]
+            # A long answer weighs more than a short one, but not by its length.
+            weights += [len(places) ** -0.5] * len(places)
+            skills += [SKILL_NAMES.index(piece.skill)] * len(places)
+            answers += [num_answers] * len(places)
+            num_answers += 1
+    row_ids = torch.tensor(rows)
+    return Batch(
+        token_ids,
+        row_ids,
+        token_ids.flatten()[row_ids + 1],
+        torch.tensor(weights),
+        torch.tensor(skills),
+        torch.tensor(answers),
+    )

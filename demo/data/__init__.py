@@ -1,0 +1,23 @@
+"""What the demo model is taught and tested on, made from a seed.
+
+    ids, mask = training_sample(random.Random(0), max_tokens=512)
+
+One file a skill. ``draw`` keeps what tests ask apart from what is taught; ``render`` makes token
+ids as the server does; ``mixture`` says how much of each. Nothing is read from anywhere else.
+"""
+
+from demo.data.conversation import Conversation
+from demo.data.mixture import SKILLS, held_out_conversation, training_sample
+from demo.data.render import Sample, prompt_of, sample_of, template, tokenizer
+
+__all__ = [
+    "SKILLS",
+    "Conversation",
+    "Sample",
+    "held_out_conversation",
+    "prompt_of",
+    "sample_of",
+    "template",
+    "tokenizer",
+    "training_sample",
+]

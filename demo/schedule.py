@@ -1,0 +1,46 @@
+"""What changes as training goes on: lengths of samples, selection, the rate.
+
+Short samples first, since a model that cannot yet look back learns nothing from long ones and pays
+for them; then ever longer ones beside them. Numbers are shares of the whole run, 0 to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+_WARM_UP = 0.01
+_DECAY_FROM = 0.7
+_SPARSE_FROM = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """``lengths``: samples of at most so many tokens, and their share of the tokens of a step.
+    ``emphasis``: skills drawn so many times as often as by their share."""
+
+    lengths: tuple[tuple[int, float], ...]
+    emphasis: dict[str, float] = field(default_factory=dict)
+
+
+_MIXES = (
+    (0.00, Mix(((512, 1.0),), {"needle": 0.5})),
+    (0.35, Mix(((512, 0.8), (1500, 0.2)), {"needle": 2.0})),
+    (0.60, Mix(((512, 0.65), (1500, 0.15), (4000, 0.2)), {"needle": 3.0})),
+)
+
+
+def mix_at(done: float) -> Mix:
+    return [mix for start, mix in _MIXES if done >= start][-1]
+
+
+def is_sparse(done: float) -> bool:
+    """Whether attention sees chosen blocks only, as when serving; before, the index branch has
+    learnt from attention to all of them."""
+    return done >= _SPARSE_FROM
+
+
+def rate_at(done: float) -> float:
+    """Factor of the peak rate: up, level, then down in a line to nearly nothing."""
+    if done < _WARM_UP:
+        return 0.1 + 0.9 * done / _WARM_UP
+    return min(1.0, max(0.02, (1 - done) / (1 - _DECAY_FROM)))
