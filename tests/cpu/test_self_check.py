@@ -33,7 +33,7 @@ def check(
         return check_kernels(model, new_cache(spec, 32, cached or dtype))
 
 
-@pytest.mark.parametrize("stored", ["plain", "mxfp8", "fp8"])
+@pytest.mark.parametrize("stored", ["plain", "mxfp8", "fp8", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("spec", [M2, M3], ids=["m2", "m3"])
 def test_right_kernels_pass_and_every_kind_of_layer_is_run(
@@ -86,7 +86,7 @@ def test_a_wrong_kernel_is_named(
         check(M3)
 
 
-@pytest.mark.parametrize("stored", ["mxfp8", "fp8"])
+@pytest.mark.parametrize("stored", ["mxfp8", "fp8", "int8"])
 @pytest.mark.parametrize(
     "op", [choose.linear, choose.gated_mlp, choose.run_experts], ids=lambda op: op.name
 )

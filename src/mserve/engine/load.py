@@ -73,23 +73,12 @@ def device_of_rank(config: EngineConfig, rank: int) -> torch.device:
 
 
 def use_threads(
-    config: EngineConfig,
-    checkpoint: Checkpoint,
-    device: torch.device,
-    threads: int,
-    cpus: Sequence[int] = (),
+    config: EngineConfig, device: torch.device, threads: int, cpus: Sequence[int] = ()
 ) -> KernelChoice:
     """Give this rank ``threads`` CPU threads, on ``cpus`` if there is one for each, and the fastest
     kernels there are for what it runs."""
     torch.set_num_threads(threads)
-    quantization = spec_to_run(config, checkpoint).quantization
-    formats = {quantization.format, *quantization.exceptions.values()}
-    kernels = choose_kernels(
-        device,
-        threads,
-        cpus,
-        int8_weights=not formats.isdisjoint(("int8", "int8_static")),
-    )
+    kernels = choose_kernels(device, threads, cpus)
     if config.deterministic:
         _check_deterministic(config, kernels)
     return kernels
@@ -106,8 +95,7 @@ def _check_deterministic(config: EngineConfig, kernels: KernelChoice) -> None:
     if not kernels.batch_invariant:
         raise SetupError(
             f"--deterministic needs native kernels for everything; here: {kernels.line}",
-            hint="serve a bf16 or fp32 checkpoint with a cache of its type on a CPU, or leave "
-            "--deterministic out",
+            hint="serve on a CPU with the C++ kernels built, or leave --deterministic out",
         )
 
 

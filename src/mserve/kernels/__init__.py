@@ -33,9 +33,20 @@ from mserve.kernels.compare import compared_kernels
 from mserve.kernels.draw import DrawRules
 from mserve.kernels.exact_top_k import exact_top_k
 from mserve.kernels.linear_fp8_block import FP8_BLOCK, dequantize_fp8_block, linear_fp8_block
-from mserve.kernels.linear_int8 import linear_int8, linear_int8_static, quantize_tokens
+from mserve.kernels.linear_int8 import (
+    StaticInputs,
+    linear_int8,
+    linear_int8_static,
+    quantize_tokens,
+)
 from mserve.kernels.linear_mxfp8 import MXFP8_GROUP, dequantize_mxfp8, linear_mxfp8
-from mserve.kernels.matrix import Fp8BlockMatrix, Matrix, Mxfp8Matrix
+from mserve.kernels.matrix import (
+    Fp8BlockMatrix,
+    Int8Matrix,
+    Int8StaticMatrix,
+    Matrix,
+    Mxfp8Matrix,
+)
 from mserve.kernels.moe import sum_experts
 from mserve.kernels.random import uniform
 from mserve.kernels.ranking import best, rank_of
@@ -49,10 +60,13 @@ __all__ = [
     "DrawRules",
     "Fp8BlockMatrix",
     "GatedActivation",
+    "Int8Matrix",
+    "Int8StaticMatrix",
     "KernelChoice",
     "Matrix",
     "Mxfp8Matrix",
     "ScaledPlane",
+    "StaticInputs",
     "best",
     "choose_kernels",
     "compared_kernels",

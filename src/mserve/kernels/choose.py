@@ -1,8 +1,7 @@
 """Which implementation of each op runs: chosen once at start, printed, and never changed silently.
 
     reference   torch, every device and dtype: what the other must equal
-    native      C++ on the CPU, bf16 and fp32 activations, caches in every form; weights plain,
-                MXFP8 or block FP8. INT8 weights stay with the reference
+    native      C++ on the CPU, bf16 and fp32 activations, weights and caches of every form
 
 The reference runs until ``choose_kernels`` is called, so a test or a script that wants the other
 says so. Knows what exists for which device; does not know how any of it computes.
@@ -113,21 +112,15 @@ def find_kernels(device: torch.device) -> KernelChoice:
     return KernelChoice("native", f"C++ {native.isa()}")
 
 
-def choose_kernels(
-    device: torch.device, threads: int, cpus: Sequence[int] = (), *, int8_weights: bool = False
-) -> KernelChoice:
+def choose_kernels(device: torch.device, threads: int, cpus: Sequence[int] = ()) -> KernelChoice:
     """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads, pinned
-    to ``cpus`` if there is one for each.
-
-    INT8 weights have linears of their own, in torch only.
-    """
+    to ``cpus`` if there is one for each."""
     choice = find_kernels(device)
     use_kernels(choice.implementation)
     if choice.implementation == "reference":
         return choice
     pinned = native.set_num_threads(threads, cpus) and len(cpus) > 0
-    line = f"{choice.line}; INT8 weights in torch, slow" if int8_weights else choice.line
-    return KernelChoice("native", line, batch_invariant=not int8_weights, pinned=pinned)
+    return KernelChoice("native", choice.line, batch_invariant=True, pinned=pinned)
 
 
 def use_kernels(implementation: Literal["reference", "native"]) -> None:

@@ -30,10 +30,10 @@ const Isa kIsas[] = {
 #if defined(__x86_64__)
     {"avx512_bf16", &avx512_bf16::kernels,
      [] {
-       // only Cooper Lake has the first without the second
+       // only Cooper Lake has the first without the second; all that have it have the third
        return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq");
+              __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
      }},
     {"avx512", &avx512::kernels,
      [] {

@@ -11,6 +11,8 @@ namespace MSERVE_ISA {
 #include "cache_codes.h"
 #include "dot.h"
 #include "packed.h"
+#include "int8.h"
+#include "linear_int8.h"
 #include "linear.h"
 #include "moe.h"
 #include "norm.h"

@@ -25,6 +25,7 @@ void linear_typed(const LinearArgs& a) {
 }
 
 inline void linear(const LinearArgs& a) {
+  if (is_int8(a.format)) return linear_int8(a);
   for_storage(a.format, a.dtype, a.out_dtype, [&](auto storage, auto out) {
     linear_typed<typename decltype(storage)::Type, typename decltype(out)::Type>(a);
   });

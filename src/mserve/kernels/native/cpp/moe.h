@@ -154,7 +154,10 @@ void moe_typed(const MoeArgs& a) {
   });
 }
 
+#include "moe_int8.h"
+
 inline void moe(const MoeArgs& a) {
+  if (is_int8(a.format)) return moe_int8(a);
   for_storage(a.format, a.dtype, a.out_dtype, [&](auto storage, auto out) {
     moe_typed<typename decltype(storage)::Type, typename decltype(out)::Type>(a);
   });

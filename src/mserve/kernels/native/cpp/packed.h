@@ -320,5 +320,7 @@ inline void for_storage(Format format, DType dtype, DType out_dtype, Run&& run) 
     case Format::kPlain: return for_types<Plain>(dtype, out_dtype, run);
     case Format::kMxfp8: return for_types<Mxfp8>(dtype, out_dtype, run);
     case Format::kFp8Block: return for_types<Fp8Block>(dtype, out_dtype, run);
+    case Format::kInt8:
+    case Format::kInt8Static: throw std::logic_error("INT8 has kernels of its own (int8.h)");
   }
 }

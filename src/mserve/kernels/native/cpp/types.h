@@ -13,8 +13,8 @@ struct bf16 {
 
 enum class DType : int { kBFloat16 = 0, kFloat32 = 1 };
 
-// How weights are stored: values of the op's dtype, or packed (packed.h).
-enum class Format : int { kPlain = 0, kMxfp8 = 1, kFp8Block = 2 };
+// How weights are stored: values of the op's dtype, packed (packed.h), or integers (int8.h).
+enum class Format : int { kPlain = 0, kMxfp8 = 1, kFp8Block = 2, kInt8 = 3, kInt8Static = 4 };
 
 // A matrix, or a stack of them, contiguous; no scales where the format has none.
 struct Stored {
