@@ -75,6 +75,35 @@ inline void store_sums(float* p, F32 a, F32 b, F32 c, F32 d) {
   quads = _mm512_add_ps(quads, _mm512_permute_ps(quads, 0xb1));
   _mm_storeu_ps(p, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, quads)));
 }
+// Sums of lane i and i + 8 of x, then of y; of the quarters of x's halves, then of y's; and of the
+// quarters' pairs of lanes two apart.
+inline F32 sum_halves(F32 x, F32 y) {
+  return {_mm512_add_ps(_mm512_mask_blend_ps(0xff00, x.v, y.v),
+                        _mm512_shuffle_f32x4(x.v, y.v, 0x4e))};
+}
+inline F32 sum_quarters(F32 x, F32 y) {
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(x.v, y.v, 0x88),
+                        _mm512_shuffle_f32x4(x.v, y.v, 0xdd))};
+}
+inline F32 sum_pairs(F32 x, F32 y) {
+  return {_mm512_add_ps(_mm512_mask_blend_ps(0xcccc, x.v, y.v),
+                        _mm512_shuffle_ps(x.v, y.v, 0x4e))};
+}
+// to[r * stride + c] = the sum over the lanes of element c of row r, for four rows of four, paired in
+// the same order: together they take a third less work.
+inline void store_sums(float* to, int64_t stride, const F32 (&a)[4], const F32 (&b)[4],
+                       const F32 (&c)[4], const F32 (&d)[4]) {
+  const F32 first = sum_pairs(sum_quarters(sum_halves(a[0], b[0]), sum_halves(c[0], d[0])),
+                              sum_quarters(sum_halves(a[1], b[1]), sum_halves(c[1], d[1])));
+  const F32 last = sum_pairs(sum_quarters(sum_halves(a[2], b[2]), sum_halves(c[2], d[2])),
+                             sum_quarters(sum_halves(a[3], b[3]), sum_halves(c[3], d[3])));
+  const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(first.v, last.v, 0x88),
+                                   _mm512_shuffle_ps(first.v, last.v, 0xdd));
+  _mm_storeu_ps(to, _mm512_castps512_ps128(all));
+  _mm_storeu_ps(to + stride, _mm512_extractf32x4_ps(all, 1));
+  _mm_storeu_ps(to + 2 * stride, _mm512_extractf32x4_ps(all, 2));
+  _mm_storeu_ps(to + 3 * stride, _mm512_extractf32x4_ps(all, 3));
+}
 inline float sum(F32 a) {
   float sums[4];
   store_sums(sums, a, a, a, a);
