@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from demo.data import arithmetic, chat, copying, facts, needle, structured, thinking, tools, turns
 from demo.data.conversation import Conversation
@@ -52,9 +53,9 @@ def training_sample(
             return made.token_ids, made.loss_mask
 
 
-def held_out_conversation(rng: random.Random, skill: str, **sizes: int) -> Conversation:
-    """One that the model was not taught. ``sizes`` are those of the skill's maker."""
-    return partial(SKILLS[skill][0], **sizes)(Draw(rng, held_out=True))
+def held_out_conversation(rng: random.Random, skill: str, **options: Any) -> Conversation:
+    """One that the model was not taught. ``options`` are those of the skill's maker."""
+    return partial(SKILLS[skill][0], **options)(Draw(rng, held_out=True))
 
 
 def maker_of(skill: str, max_tokens: int) -> Maker:

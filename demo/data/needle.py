@@ -25,16 +25,27 @@ _TOKENS_PER_SENTENCE = 9.6  # measured with the demo's tokenizer
 _SMALLEST = 150
 
 
+_MAX_NEEDLES = 4
+_MODES = ("adaptive", "adaptive", "disabled", "enabled")
+
+
 def example(draw: Draw, num_tokens: int | None = None, max_tokens: int = 1000) -> Conversation:
     """``num_tokens`` of filler; without it, any number up to ``max_tokens``, smaller ones more
     often."""
     if num_tokens is None:
         num_tokens = int(_SMALLEST * (max(max_tokens, _SMALLEST) / _SMALLEST) ** draw.rng.random())
-    table = key_values(draw, draw.number(1, 4))
+    table = key_values(draw, draw.number(1, _MAX_NEEDLES))
     count = 1 if draw.held_out else min(3, len(table))
     asked = draw.some(list(table), count)
-    mode = draw.any(("adaptive", "adaptive", "disabled", "enabled"))
-    return asked_about(draw, _hidden(draw, num_tokens, table), asked, table, mode)
+    return asked_about(draw, _hidden(draw, num_tokens, table), asked, table, draw.any(_MODES))
+
+
+def questions(draw: Draw, num_tokens: int, part: str) -> list[Conversation]:
+    """One text of ``num_tokens``, and a question on each of its needles by itself."""
+    table = key_values(draw, _MAX_NEEDLES)
+    text = _hidden(draw, num_tokens, table)
+    mode = draw.any(_MODES)
+    return [asked_about(draw, text, [name], table, mode, part) for name in table]
 
 
 def filler(draw: Draw, num_tokens: int) -> list[str]:

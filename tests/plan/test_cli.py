@@ -20,7 +20,7 @@ from mserve.cli.generate import check_writable, read_prompts, write_completions
 from mserve.cli.main import FAILED, REFUSED, app, explain, run, with_dashes
 from mserve.core import EngineError, QueueFullError, RequestError, SetupError
 
-COMMANDS = ("serve", "chat", "generate", "toy", "quantize", "doctor")
+COMMANDS = ("serve", "chat", "generate", "toy", "quantize", "doctor", "eval")
 HEAVY = ("torch", "numpy", "tokenizers", "starlette", "uvicorn", "jinja2", "zmq", "httpx")
 THIS = str(Path(__file__))  # a file that exists and is not JSON
 

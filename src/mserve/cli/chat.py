@@ -84,10 +84,10 @@ def chat(
         def report(stage: str, fraction: float) -> None:
             status.update(f"loading: {stage} {fraction:.0%}")
 
-        url = _url_of(target, serve_flags or [], report, stack)
+        url = url_of(target, serve_flags or [], report, stack)
         client = stack.enter_context(ChatClient(url, api_key=api_key))
         client.wait_until_ready(report)
-        name = model or _first_model(client)
+        name = model or first_model(client)
         status.stop()
         conversation = Conversation(client, name, system, settings, Console(highlight=False))
         if message is not None:
@@ -96,7 +96,7 @@ def chat(
             conversation.run()
 
 
-def _url_of(target: str, serve_flags: list[str], report: Any, stack: contextlib.ExitStack) -> str:
+def url_of(target: str, serve_flags: list[str], report: Any, stack: contextlib.ExitStack) -> str:
     """The target if it is a URL; else the URL of a server started for that folder."""
     if target.startswith(("http://", "https://")):
         if serve_flags:
@@ -115,7 +115,7 @@ def _url_of(target: str, serve_flags: list[str], report: Any, stack: contextlib.
     return stack.enter_context(served(Path(target), serve_flags, report))
 
 
-def _first_model(client: ChatClient) -> str:
+def first_model(client: ChatClient) -> str:
     names = client.models()
     if not names:
         raise SetupError(f"{client.base_url} serves no model")

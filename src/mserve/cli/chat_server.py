@@ -1,4 +1,4 @@
-"""A server of our own for one chat: ``mserve serve`` as a child on a free port, gone afterwards.
+"""A server of our own, for a chat or an evaluation: ``mserve serve`` as a child, gone afterwards.
 
 Knows processes. Does not know what is said.
 """

@@ -1,7 +1,8 @@
 """``mserve``: the commands, and the one place where an error becomes an exit code.
 
     exit 0    done                       exit 2    refused: a bad flag, path, request or machine
-    exit 1    our fault                  exit 130  interrupted
+    exit 1    our fault                  exit 3    below a floor that `mserve eval` was given
+                                         exit 130  interrupted
 
 Knows how errors look in a terminal. Does not know what any command does.
 """
@@ -19,6 +20,7 @@ import typer
 import mserve
 from mserve.cli.chat import chat
 from mserve.cli.doctor import doctor
+from mserve.cli.evaluate import evaluate
 from mserve.cli.generate import generate
 from mserve.cli.quantize import quantize
 from mserve.cli.serve import serve
@@ -39,6 +41,7 @@ app = typer.Typer(
 )
 for command in (serve, chat, generate, toy, quantize, doctor):
     app.command(no_args_is_help=False)(command)
+app.command(name="eval", no_args_is_help=False)(evaluate)  # no function may have its name
 
 
 @dataclasses.dataclass

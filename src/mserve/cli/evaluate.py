@@ -1,0 +1,258 @@
+"""``mserve eval``: suites of questions and lm-eval's tasks, against a server or a checkpoint.
+
+Knows flags, the table and the exit code. Does not know what is asked or when an answer is right
+(``mserve.evaluate``), or how a server is started (``chat_server``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mserve.core import SetupError
+
+if TYPE_CHECKING:
+    from mserve.evaluate import Case, Floor, FloorResult, Outcome, Record, Score
+
+BELOW_A_FLOOR = 3
+
+
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(help="URL of a server, or a checkpoint folder to serve meanwhile.")
+    ],
+    serve_flags: Annotated[
+        list[str] | None, typer.Argument(help="After --: flags of `mserve serve` for a checkpoint.")
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            "-s",
+            help="Name of a suite, or a .jsonl file; may be repeated. Default: all of the demo's, "
+            "unless there is a --task.",
+        ),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task of lm-eval, which must be installed; may be repeated."),
+    ] = None,
+    minimum: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--min",
+            help="A floor such as needle=0.95 or needle/12k=0.95; below it the exit code is 3. "
+            "May be repeated.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many cases of each part or task.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Questions asked at a time.")] = 8,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a record as JSON.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Served model name. Default: the server's first.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="MSERVE_API_KEY", help="Key of the server.")
+    ] = None,
+) -> int:
+    """Ask a model what it should know, and count."""
+    from rich.console import Console
+
+    from mserve.cli.chat import first_model, url_of
+    from mserve.cli.chat_client import ChatClient
+    from mserve.cli.generate import check_writable
+    from mserve.evaluate import check_floors, load_suite, parse_floor, require_harness, suite_names
+
+    if task:
+        require_harness()
+    names = suite or ([] if task else suite_names())
+    suites = {name: _cut(cases, limit) for name, cases in map(load_suite, names)}
+    floors = [parse_floor(text) for text in minimum or ()]
+    if not task:  # what a task measures, and under which names, is seen when it has run
+        _check_names(floors, suites)
+    if output is not None:
+        check_writable(output)
+    settings = {"temperature": temperature}
+    with contextlib.ExitStack() as stack:
+        status = stack.enter_context(Console(stderr=True).status("waiting for the server"))
+
+        def report(stage: str, fraction: float) -> None:
+            status.update(f"loading: {stage} {fraction:.0%}")
+
+        url = url_of(target, serve_flags or [], report, stack)
+        client = stack.enter_context(ChatClient(url, api_key=api_key))
+        client.wait_until_ready(report)
+        name = model or first_model(client)
+        status.stop()
+        started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+        outcomes = _ask(url, api_key, suites, name, settings, concurrency)
+        tasks = _run_tasks(url, api_key, task or [], name, settings, limit, concurrency)
+    record = _recorded(
+        outcomes,
+        tasks,
+        floors,
+        target=target,
+        model=name,
+        started=started.isoformat(timespec="seconds"),
+        duration_s=round(time.monotonic() - clock, 1),
+        settings=settings,
+    )
+    if output is not None:
+        _write(output, record)
+    print_scores(record.scores)
+    return print_floors(check_floors(record.scores, floors))
+
+
+def _cut(cases: list[Case], limit: int | None) -> list[Case]:
+    """The first ``limit`` of each part."""
+    if limit is None:
+        return cases
+    taken: dict[str, int] = {}
+    kept = []
+    for case in cases:
+        taken[case.part] = taken.get(case.part, 0) + 1
+        if taken[case.part] <= limit:
+            kept.append(case)
+    return kept
+
+
+def _check_names(floors: Sequence[Floor], suites: Mapping[str, Sequence[Case]]) -> None:
+    """Raise ``SetupError`` now, not after the work, for a floor under what is not asked."""
+    parts = {f"{name}/{case.part}" for name, cases in suites.items() for case in cases}
+    for floor in floors:
+        if floor.name not in suites and floor.name not in parts:
+            asked = ", ".join(suites)
+            raise SetupError(f"--min {floor.name}: that is not asked", hint=f"asked are {asked}")
+
+
+def _ask(
+    url: str,
+    api_key: str | None,
+    suites: Mapping[str, Sequence[Case]],
+    model: str,
+    settings: dict[str, Any],
+    concurrency: int,
+) -> list[Outcome]:
+    from mserve.evaluate import AskClient, run_cases
+
+    async def ask(report: Callable[[Outcome], None]) -> list[Outcome]:
+        async with AskClient(url, api_key=api_key) as client:
+            return await run_cases(
+                client,
+                suites,
+                model=model,
+                settings=settings,
+                concurrency=concurrency,
+                report=report,
+            )
+
+    with _progress(sum(map(len, suites.values()))) as report:
+        return asyncio.run(ask(report))
+
+
+@contextlib.contextmanager
+def _progress(num_cases: int) -> Iterator[Callable[[Outcome], None]]:
+    """A bar on stderr, if that is a terminal; yields what it is told by."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task, num_wrong = bar.add_task("asking", total=num_cases), 0
+
+        def advance(outcome: Outcome) -> None:
+            nonlocal num_wrong
+            num_wrong += outcome.wrong is not None
+            bar.update(task, advance=1, description=f"{outcome.suite}, {num_wrong} wrong so far")
+
+        yield advance
+
+
+def _run_tasks(
+    url: str,
+    api_key: str | None,
+    tasks: Sequence[str],
+    model: str,
+    settings: dict[str, Any],
+    limit: int | None,
+    concurrency: int,
+) -> dict[str, Any]:
+    if not tasks:
+        return {}
+    from mserve.evaluate import run_tasks
+
+    return run_tasks(
+        url,
+        tasks,
+        model=model,
+        api_key=api_key,
+        settings=settings,
+        limit=limit,
+        concurrency=concurrency,
+    )
+
+
+def _recorded(
+    outcomes: list[Outcome], tasks: dict[str, Any], floors: Sequence[Floor], **facts: Any
+) -> Record:
+    """Floors under what a task turned out not to measure are left out, so that the rest of a
+    long run is kept."""
+    from mserve.evaluate import Record, check_floors, scores_of, task_scores, wrong_of
+
+    scores = {**scores_of(outcomes), **task_scores(tasks)}
+    floors = [floor for floor in floors if floor.name in scores]
+    return Record(
+        scores=scores,
+        floors=tuple(check_floors(scores, floors)),
+        completion_tokens=sum(outcome.answer.completion_tokens for outcome in outcomes),
+        wrong=tuple(wrong_of(outcome) for outcome in outcomes if outcome.wrong is not None),
+        tasks=tasks,
+        **facts,
+    )
+
+
+def _write(path: Path, record: Record) -> None:
+    try:
+        path.write_bytes(record.to_json())
+    except OSError as error:
+        raise SetupError(f"cannot write {path}: {error.strerror}") from None
+
+
+def print_scores(scores: Mapping[str, Score]) -> None:
+    """A line each, parts under their suite."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("suite", no_wrap=True)
+    for title in ("cases", "right", "95 % interval"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name in sorted(scores):
+        score = scores[name]
+        low, high = score.interval or (None, None)
+        between = "" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
+        right = f"{100 * score.rate:.1f} %" if score.interval else f"{score.rate:.4g}"
+        table.add_row(f"  {name}" if "/" in name else name, str(score.num_cases), right, between)
+    Console(highlight=False, markup=False).print(table)
+
+
+def print_floors(floors: Sequence[FloorResult]) -> int:
+    """A line for each; returns the exit code."""
+    for floor in floors:
+        verdict = "reached" if floor.is_met else "MISSED"
+        typer.echo(f"{floor.name}: {floor.rate:.4g}, at least {floor.floor:g} wanted: {verdict}")
+    return 0 if all(floor.is_met for floor in floors) else BELOW_A_FLOOR

@@ -1,0 +1,73 @@
+"""All questions, some at a time. Knows neither files nor terminals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from mserve.core import EngineError, OverloadedError, RequestError
+from mserve.evaluate.client import Answer, AskClient
+from mserve.evaluate.judge import judge
+from mserve.evaluate.suite import Case
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """``wrong``: what is wrong with the answer; ``None``: nothing."""
+
+    suite: str
+    number: int
+    case: Case
+    answer: Answer
+    wrong: str | None
+
+
+async def run_cases(
+    client: AskClient,
+    suites: Mapping[str, Sequence[Case]],
+    *,
+    model: str,
+    settings: Mapping[str, Any],
+    concurrency: int,
+    report: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Ask every case of every suite, ``concurrency`` at a time; the outcomes in their order.
+
+    ``settings`` hold for every request that does not say otherwise (temperature, say). A question
+    that the server refuses or fails on is a wrong answer; one that reaches no server ends it all
+    with ``SetupError``.
+    """
+    slots = asyncio.Semaphore(concurrency)
+
+    async def outcome(suite: str, number: int, case: Case) -> Outcome:
+        async with slots:
+            answer, wrong = Answer(), None
+            try:
+                answer = await client.ask({**settings, **case.request, "model": model})
+            except (RequestError, OverloadedError, EngineError) as error:
+                wrong = f"the server gave no answer: {error.message}"
+        made = Outcome(
+            suite=suite,
+            number=number,
+            case=case,
+            answer=answer,
+            wrong=wrong or judge(case.check, answer),
+        )
+        report(made)
+        return made
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(outcome(name, number, case))
+                for name, cases in suites.items()
+                for number, case in enumerate(cases)
+            ]
+    except* Exception as errors:  # the first is the one to tell; the others follow from it
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+    return [task.result() for task in tasks]

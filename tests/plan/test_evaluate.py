@@ -1,0 +1,424 @@
+"""Evaluation without a server: checks, intervals, floors, suites and the record."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import lzma
+import math
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demo import suites as demo_suites
+from mserve.core import MserveError, RequestError, SetupError
+from mserve.evaluate import (
+    Answer,
+    AskClient,
+    Case,
+    Check,
+    Floor,
+    Outcome,
+    Record,
+    Score,
+    check_floors,
+    judge,
+    load_suite,
+    parse_floor,
+    run_cases,
+    scores_of,
+    suite_names,
+    task_scores,
+    wilson,
+    wrong_of,
+)
+from mserve.evaluate.harness import generation_body, likelihood, run_tasks
+
+# --- intervals ---
+
+
+@given(st.integers(1, 5000), st.data())
+def test_the_interval_solves_the_score_equation(num_cases: int, data: st.DataObject) -> None:
+    """Its ends are the rates from which the one seen is 1.96 standard errors away, which is how
+    Wilson defines them; at 0 and 1 one end is the rate itself."""
+    num_right = data.draw(st.integers(0, num_cases))
+    seen, ends = num_right / num_cases, wilson(num_right, num_cases)
+    assert 0 <= ends[0] <= seen <= ends[1] <= 1
+    for end in ends:
+        error = math.sqrt(end * (1 - end) / num_cases)
+        assert abs(seen - end) == pytest.approx(1.959963984540054 * error, rel=1e-6, abs=1e-12)
+
+
+def test_the_interval_of_published_tables() -> None:
+    """Newcombe (1998), Statistics in Medicine 17, table I, method 3."""
+    for num_right, num_cases, low, high in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ]:
+        found = wilson(num_right, num_cases)
+        assert found == pytest.approx((low, high), abs=5e-5)
+
+
+# --- checks ---
+
+CALL = {"name": "f", "arguments": {"a": 1, "b": [True, "x"]}}
+OTHER = {"name": "g", "arguments": {}}
+
+
+@pytest.mark.parametrize(
+    ("check", "right", "wrong"),
+    [
+        (Check(equals="a b"), Answer(content=" a b\n"), Answer(content="a b c")),
+        (Check(contains=("932",)), Answer(content="= 932."), Answer(content="= 1932.")),
+        (Check(contains=("Rome",)), Answer(content="**Rome**"), Answer(content="Romeo")),
+        (Check(contains=("上海",)), Answer(content="我在上海市"), Answer(content="我在北京")),
+        (Check(contains=("a", "b")), Answer(content="b, a"), Answer(content="a")),
+        (Check(json={"a": 1}), Answer(content='{"a":1}'), Answer(content='{"a": true}')),
+        (Check(json={"a": 1}), Answer(content=' {"a": 1}'), Answer(content='{"a": 1')),
+        (Check(json=None), Answer(content="null"), Answer(content="")),
+        (Check(calls=(CALL, OTHER)), Answer(calls=(OTHER, CALL)), Answer(calls=(CALL,))),
+        (Check(calls=(CALL,)), Answer(calls=(CALL,)), Answer(calls=(CALL, CALL))),
+        (Check(calls=()), Answer(), Answer(calls=(OTHER,))),
+        (Check(thinks=True), Answer(reasoning="so"), Answer(reasoning=" \n")),
+        (Check(thinks=False), Answer(), Answer(reasoning="so")),
+    ],
+)
+def test_checks(check: Check, right: Answer, wrong: Answer) -> None:
+    assert judge(check, right) is None
+    assert judge(check, wrong)
+
+
+@pytest.mark.parametrize("arguments", ['{"a": 2, "b": [true, "x"]}', '{"a": 1}', "{", None])
+def test_other_arguments_are_another_call(arguments: str | None) -> None:
+    answer = ask({"choices": [{"message": {"tool_calls": [call("f", arguments)]}}]})
+    assert judge(Check(calls=(CALL,)), answer)
+    same = json.dumps({"b": [True, "x"], "a": 1})
+    right = ask({"choices": [{"message": {"tool_calls": [call("f", same)]}}]})
+    assert judge(Check(calls=(CALL,)), right) is None
+
+
+def call(name: str, arguments: str | None) -> dict[str, Any]:
+    return {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+# --- asking ---
+
+
+class Server:
+    """Answers with what it was given, in turn; the last one again and again."""
+
+    def __init__(self, *replies: tuple[int, Any]) -> None:
+        self.replies = list(replies)
+        self.bodies: list[dict[str, Any]] = []
+        self.running = self.most_running = 0
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.bodies.append(json.loads(request.content))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        status, body = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        return httpx.Response(status, json=body)
+
+    def client(self) -> AskClient:
+        return AskClient("http://it/v1", transport=httpx.MockTransport(self), pause_s=0.0)
+
+
+def ask(reply: Any, status: int = 200) -> Answer:
+    async def once() -> Answer:
+        async with Server((status, reply)).client() as client:
+            return await client.ask({})
+
+    return asyncio.run(once())
+
+
+def said(text: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text, "reasoning_content": None}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return {"choices": [choice], "usage": {"completion_tokens": 3}}
+
+
+REFUSAL = {"error": {"message": "too long", "type": "invalid_request_error"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "reply", "kind", "message"),
+    [
+        (400, REFUSAL, RequestError, "too long"),
+        (500, REFUSAL, MserveError, "too long"),
+        (404, REFUSAL, SetupError, "too long"),
+        (401, REFUSAL, SetupError, "too long"),
+        (200, {"object": "list"}, SetupError, "OpenAI"),
+        (200, {"choices": []}, SetupError, "OpenAI"),
+        (502, ["bad"], SetupError, "502"),
+    ],
+)
+def test_what_is_no_answer(status: int, reply: Any, kind: type[MserveError], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        ask(reply, status)
+
+
+def cases(*texts: str) -> list[Case]:
+    return [
+        Case(request={"messages": [{"role": "user", "content": text}]}, check=Check(equals=text))
+        for text in texts
+    ]
+
+
+def run(server: Server, suites: dict[str, list[Case]], concurrency: int = 2) -> list[Outcome]:
+    async def all_of_it() -> list[Outcome]:
+        async with server.client() as client:
+            return await run_cases(
+                client,
+                suites,
+                model="m",
+                settings={"temperature": 0.0},
+                concurrency=concurrency,
+            )
+
+    return asyncio.run(all_of_it())
+
+
+def test_outcomes_stand_in_the_order_of_the_cases() -> None:
+    server = Server((200, said("a")), (503, REFUSAL), (200, said("b")), (400, REFUSAL))
+    outcomes = run(server, {"s": cases("a", "b"), "t": cases("c")}, concurrency=1)
+    assert [(one.suite, one.number, one.wrong is None) for one in outcomes] == [
+        ("s", 0, True),
+        ("s", 1, True),
+        ("t", 0, False),
+    ]
+    assert outcomes[2].wrong == "the server gave no answer: too long"
+    assert all(body["model"] == "m" and body["temperature"] == 0.0 for body in server.bodies)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 50])
+def test_no_more_run_at_a_time_than_allowed(concurrency: int) -> None:
+    server = Server((200, said("x")))
+    run(server, {"s": cases(*"x" * 20)}, concurrency)
+    assert server.most_running == min(concurrency, 20)
+
+
+def test_no_server_ends_it_all() -> None:
+    with pytest.raises(SetupError, match="OpenAI"):
+        run(Server((200, said("a")), (200, {})), {"s": cases("a", "b", "c")})
+
+
+# --- floors and scores ---
+
+
+def outcome(suite: str, part: str, right: bool) -> Outcome:
+    case = Case(request={}, check=Check(), part=part)
+    return Outcome(suite=suite, number=0, case=case, answer=Answer(), wrong=None if right else "no")
+
+
+def test_scores_by_suite_and_part() -> None:
+    found = scores_of(
+        [
+            *[outcome("needle", "1k", True)] * 3,
+            *[outcome("needle", "4k", right) for right in (True, False)],
+            outcome("facts", "only", False),
+        ]
+    )
+    assert {name: (one.rate, one.num_cases) for name, one in found.items()} == {
+        "needle": (0.8, 5),
+        "needle/1k": (1.0, 3),
+        "needle/4k": (0.5, 2),
+        "facts": (0.0, 1),
+    }
+    assert all(
+        one.interval == wilson(round(one.rate * n), n)
+        for one in found.values()
+        for n in [one.num_cases]
+    )
+
+
+@pytest.mark.parametrize("text", ["needle=0.95", "needle=95%", "needle=.950"])
+def test_floors_are_read(text: str) -> None:
+    assert parse_floor(text) == Floor("needle", 0.95)
+
+
+@pytest.mark.parametrize(
+    "text", ["needle", "=1", "needle=", "needle=x", "needle=95", "n=-1", "n=nan"]
+)
+def test_other_floors_are_refused(text: str) -> None:
+    with pytest.raises(SetupError, match="not understood"):
+        parse_floor(text)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_floor_is_met_from_it_up(rate: float, floor: float) -> None:
+    [result] = check_floors({"s": Score(rate=rate, num_cases=1)}, [Floor("s", floor)])
+    assert result.is_met == (rate >= floor)
+
+
+def test_a_floor_under_nothing_is_refused() -> None:
+    with pytest.raises(SetupError) as refused:
+        check_floors({"facts": Score(rate=1.0, num_cases=1)}, [Floor("fact", 0.5)])
+    assert "fact:" in refused.value.message
+    assert refused.value.hint is not None and "facts" in refused.value.hint
+
+
+def test_the_record_can_be_read_back() -> None:
+    outcomes = [outcome("s", "p", True), outcome("s", "q", False)]
+    record = Record(
+        target="http://it",
+        model="m",
+        started="2026-01-01T00:00:00+00:00",
+        duration_s=1.5,
+        settings={"temperature": 0.0},
+        scores=scores_of(outcomes),
+        floors=tuple(check_floors(scores_of(outcomes), [Floor("s", 0.4)])),
+        wrong=(wrong_of(outcomes[1]),),
+    )
+    written = json.loads(record.to_json())
+    assert written["scores"]["s"]["interval"] == list(wilson(1, 2))
+    assert written["floors"] == [{"name": "s", "floor": 0.4, "rate": 0.5}]
+    assert [(one["suite"], one["part"], one["wrong"]) for one in written["wrong"]] == [
+        ("s", "q", "no")
+    ]
+    assert {"mserve_version", "model", "started", "duration_s", "settings"} <= written.keys()
+
+
+# --- suites ---
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_a_shipped_suite_is_what_the_seed_makes(name: str) -> None:
+    loaded_name, loaded = load_suite(name)
+    made = [json.loads(line) for line in demo_suites.lines(name).splitlines()]
+    assert loaded_name == name
+    assert [(case.request, case.part) for case in loaded] == [
+        (case["request"], case.get("part", "")) for case in made
+    ]
+    assert all(case["check"] for case in made)
+
+
+def test_every_suite_of_the_demo_is_shipped() -> None:
+    assert set(suite_names()) == {*demo_suites.NUM_CASES, "needle", "published"}
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.xz"])
+def test_a_suite_of_ones_own(tmp_path: Path, ending: str) -> None:
+    line = b'{"request": {"messages": []}, "check": {"contains": ["x"]}}\n\n'
+    path = tmp_path / f"mine{ending}"
+    path.write_bytes(lzma.compress(line) if ending.endswith("xz") else line)
+    assert load_suite(str(path)) == (
+        "mine",
+        [Case(request={"messages": []}, check=Check(contains=("x",)))],
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"{", "line 1"),
+        (b'{"request": {}, "check": {}}\n{"request": {}}', "line 2.*check"),
+        (b'{"request": {}, "check": {"contain": []}}', "contain"),
+    ],
+)
+def test_what_is_no_suite_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(SetupError, match=message):
+        load_suite(str(path))
+
+
+@pytest.mark.parametrize("name", ["fact", "gone.jsonl", "../suites/facts", "x.jsonl.xz"])
+def test_an_unknown_suite_is_refused(name: str) -> None:
+    with pytest.raises(SetupError, match=r"no suite|cannot read"):
+        load_suite(name)
+
+
+# --- lm-eval ---
+
+
+def test_scores_of_tasks_get_intervals_where_they_are_shares() -> None:
+    found = {
+        "results": {
+            "t": {
+                "alias": "t",
+                "exact_match,strict": 0.75,
+                "exact_match_stderr,strict": 0.1,
+                "exact_match,loose": 1.0,
+                "perplexity,none": 12.5,
+            }
+        },
+        "n-samples": {"t": {"original": 8, "effective": 4}},
+    }
+    scores = task_scores(found)
+    assert scores["t/exact_match"] == Score(rate=0.75, num_cases=4, interval=wilson(3, 4))
+    assert scores["t/exact_match,loose"].rate == 1.0
+    assert scores["t/perplexity"].interval is None
+    assert len(scores) == 3
+
+
+def test_generation_options_become_a_chat_request() -> None:
+    options = {"until": ["\n", ""], "max_gen_toks": 7, "temperature": 0.7, "do_sample": False}
+    body = generation_body("Q", options, {"temperature": 0.0})
+    assert body == {
+        "messages": [{"role": "user", "content": "Q"}],
+        "max_tokens": 7,
+        "stop": ["\n"],
+        "temperature": 0.0,
+    }
+    assert generation_body("Q", {**options, "do_sample": True}, {})["temperature"] == 0.7
+
+
+def test_likelihood_counts_what_follows_the_context() -> None:
+    logprobs = {
+        "text_offset": [0, 2, 5, 6],
+        "token_logprobs": [None, -9.0, -0.5, -0.25],
+        "top_logprobs": [None, {"a": -0.1}, {"b": -0.5}, {"c": -0.25}],
+    }
+    assert likelihood(logprobs, 5) == (-0.75, True)
+    assert likelihood(logprobs, 0) == (-9.75, False)
+
+
+def test_the_library_gets_a_model_that_asks_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval itself is not needed: its stand-in calls the model as it does, and reports."""
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        assert body["model"] == "m"
+        if request.url.path == "/v1/chat/completions":
+            return httpx.Response(200, json=said(body["messages"][0]["content"].upper()))
+        tokens = {"text_offset": [0, 1], "token_logprobs": [None, -float(len(body["prompt"]))]}
+        logprobs = {**tokens, "top_logprobs": [None, {"x": -1.0}]}
+        return httpx.Response(200, json={"choices": [{"logprobs": logprobs}]})
+
+    def simple_evaluate(model: Any, tasks: list[str], **options: Any) -> dict[str, Any]:
+        def requests(*arguments: Any) -> list[Any]:
+            return [SimpleNamespace(args=one) for one in arguments]
+
+        assert options["limit"] == 2
+        said_back = model.generate_until(requests(("ab", {"until": ["\n"]}), ("c", {})))
+        metrics = {"said,none": said_back == ["AB", "C"]}
+        assert model.loglikelihood(requests(("a", "b"), ("a", "bcd"))) == [(-2, False), (-4, False)]
+        assert model.loglikelihood_rolling(requests(("abc",))) == [-3.0]
+        return {"results": {tasks[0]: {k: float(v) for k, v in metrics.items()}}, "n-samples": {}}
+
+    library, model_module = ModuleType("lm_eval"), ModuleType("lm_eval.api.model")
+    library.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]
+    model_module.LM = object  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lm_eval", library)
+    monkeypatch.setitem(sys.modules, "lm_eval.api", ModuleType("lm_eval.api"))
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", model_module)
+    monkeypatch.setattr("mserve.evaluate.harness.require_harness", lambda: None)
+    monkeypatch.setattr(
+        "mserve.evaluate.harness.AskClient",
+        lambda url, api_key: AskClient(url, transport=httpx.MockTransport(answer)),
+    )
+    found = run_tasks(
+        "http://it", ["t"], model="m", api_key=None, settings={}, limit=2, concurrency=2
+    )
+    assert task_scores(found)["t/said"].rate == 1.0

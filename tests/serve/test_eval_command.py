@@ -1,0 +1,189 @@
+"""``mserve eval`` as it is run: against a server that answers as it is told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mserve.cli.evaluate import BELOW_A_FLOOR
+from mserve.cli.main import REFUSED, run
+from mserve.evaluate import load_suite
+
+Reply = Callable[[dict[str, Any]], str]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Says what ``reply`` makes of a question's last words."""
+
+    reply: Reply
+
+    def do_GET(self) -> None:
+        if self.path == "/v1/models":
+            self._send({"data": [{"id": "scripted"}]})
+        else:
+            self.send_error(404)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        message = {"role": "assistant", "content": type(self).reply(body)}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        self._send({"choices": [choice], "usage": {"completion_tokens": 2}})
+
+    def _send(self, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[Reply], str]]:
+    """Start a server that answers with ``reply``; returns its URL."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(reply: Reply) -> str:
+        handler = type("Handler", (_Handler,), {"reply": staticmethod(reply)})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def last_words(body: dict[str, Any]) -> str:
+    return str(body["messages"][-1]["content"])
+
+
+def suite_file(folder: Path, name: str, answers: dict[str, str]) -> str:
+    path = folder / f"{name}.jsonl"
+    lines = [
+        json.dumps(
+            {
+                "request": {"messages": [{"role": "user", "content": question}]},
+                "check": {"equals": answer},
+                "part": answer[:1],
+            }
+        )
+        for question, answer in answers.items()
+    ]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+KNOWN = {"one": "a1", "two": "a2", "three": "b3", "four": "b4"}
+
+
+def test_right_and_wrong_answers_are_counted_and_kept(
+    answering: Callable[[Reply], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = answering(lambda body: {**KNOWN, "four": "b5"}[last_words(body)])
+    mine, out = suite_file(tmp_path, "mine", KNOWN), tmp_path / "record.json"
+    code = run(["eval", url, "--suite", mine, "--output", str(out), "--min", "mine=0.75"])
+    assert code == 0
+    shown = capsys.readouterr().out
+    assert "mine: 0.75, at least 0.75 wanted: reached" in shown
+    rows = {row.split()[0]: row.split()[1:] for row in shown.splitlines() if row.split()}
+    assert rows["mine"][:3] == ["4", "75.0", "%"]
+    assert rows["mine/a"][:3] == ["2", "100.0", "%"]
+    assert rows["mine/b"][:3] == ["2", "50.0", "%"]
+    record = json.loads(out.read_text())
+    assert record["model"] == "scripted" and record["target"] == url
+    assert record["completion_tokens"] == 8
+    assert {name: score["rate"] for name, score in record["scores"].items()} == {
+        "mine": 0.75,
+        "mine/a": 1.0,
+        "mine/b": 0.5,
+    }
+    assert [(one["number"], one["content"]) for one in record["wrong"]] == [(3, "b5")]
+
+
+@pytest.mark.parametrize(
+    ("floors", "code"),
+    [
+        (["mine=0.5"], 0),
+        (["mine=0.51"], BELOW_A_FLOOR),
+        (["mine=0.5", "mine/b=0.1"], BELOW_A_FLOOR),
+        (["mine/a=1"], 0),
+    ],
+)
+def test_the_exit_code_tells_whether_floors_are_reached(
+    answering: Callable[[Reply], str], tmp_path: Path, floors: list[str], code: int
+) -> None:
+    url = answering(lambda body: KNOWN[last_words(body)].replace("b", "c"))
+    mine = suite_file(tmp_path, "mine", KNOWN)
+    flags = [word for floor in floors for word in ("--min", floor)]
+    assert run(["eval", url, "--suite", mine, *flags]) == code
+
+
+def test_a_limit_takes_the_first_of_each_part(
+    answering: Callable[[Reply], str], tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def reply(body: dict[str, Any]) -> str:
+        asked.append(last_words(body))
+        return ""
+
+    mine = suite_file(tmp_path, "mine", KNOWN)
+    assert run(["eval", answering(reply), "--suite", mine, "--limit", "1"]) == 0
+    assert sorted(asked) == ["one", "three"]
+
+
+def test_what_a_suite_asks_is_what_the_server_gets(answering: Callable[[Reply], str]) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def reply(body: dict[str, Any]) -> str:
+        bodies.append(body)
+        return ""
+
+    url = answering(reply)
+    assert run(["eval", url, "-s", "weather", "-s", "json", "--temperature", "0.5"]) == 0
+    wanted = [
+        {"temperature": 0.5, **case.request, "model": "scripted"}
+        for name in ("weather", "json")
+        for case in load_suite(name)[1]
+    ]
+    assert sorted(map(json.dumps, bodies)) == sorted(map(json.dumps, wanted))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "neither a URL nor a checkpoint"),
+        (["http://127.0.0.1:9"], "nothing answers"),
+        (["http://127.0.0.1:9", "--suite", "fact"], "no suite fact"),
+        (["http://127.0.0.1:9", "--min", "needles=0.9"], "that is not asked"),
+        (["http://127.0.0.1:9", "-s", "facts", "--min", "needle=0.9"], "that is not asked"),
+        (["http://127.0.0.1:9", "--min", "needle"], "not understood"),
+        (["http://127.0.0.1:9", "--output", "no/such/folder/x.json"], "not a folder"),
+        (["http://127.0.0.1:9", "--concurrency", "0"], "greater than or equal to 1"),
+    ],
+)
+def test_refusals_come_before_any_question(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", *arguments]) == REFUSED
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_missing_library_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(["eval", "http://127.0.0.1:9", "--task", "gsm8k"]) == REFUSED
+    shown = capsys.readouterr().err
+    assert "lm-eval, which is not installed" in shown and "pip install lm-eval" in shown
