@@ -21,6 +21,7 @@ from demo.shape import BLOCK_TOKENS
 
 _ROUND_TO = 16  # lengths are rounded up, so that few different shapes occur
 _BATCH_TOKENS = 4096  # of one batch, unless one sequence is longer
+_LONGEST = 1000  # tokens of a sample that is no needle
 _INDEX_QUERIES = 48  # of a sequence
 _JOINED_TOKENS = 384
 _JOINED_SHARE = 0.75  # the others are first questions, as most are when serving
@@ -61,8 +62,15 @@ def step_batches(seed: int, step: int, step_tokens: int, mix: Mix) -> list[Batch
     """The batches of step ``step``, about ``step_tokens`` tokens in all."""
     rng = random.Random(f"{seed}/{step}")
     sequences = []
-    for length, share in mix.lengths:
-        sequences += _draw(rng, length, int(step_tokens * share), mix.emphasis)
+    for length, share in mix.needles:
+        sequences += _draw(rng, {"needle": 1.0}, length, int(step_tokens * share))
+    shares = {
+        name: share * mix.emphasis.get(name, 1.0)
+        for name, (_, share) in SKILLS.items()
+        if name != "needle"
+    }
+    rest = step_tokens * (1 - sum(share for _, share in mix.needles))
+    sequences += _draw(rng, shares, _LONGEST, int(rest))
     return batched(sequences)
 
 
@@ -106,16 +114,16 @@ def teaching_queries(batch: Batch) -> Tensor:
 
 
 def _draw(
-    rng: random.Random, length: int, num_tokens: int, emphasis: dict[str, float]
+    rng: random.Random, shares: dict[str, float], max_tokens: int, num_tokens: int
 ) -> list[TrainingSequence]:
-    """Samples of at most ``length`` tokens, short ones joined up to it if they have one prompt."""
-    shares = [share * emphasis.get(name, 1.0) for name, (_, share) in SKILLS.items()]
+    """About ``num_tokens`` of samples of at most ``max_tokens``, skills by their shares; short ones
+    joined if they have one prompt."""
     sequences: list[TrainingSequence] = []
     open_: dict[tuple[int, ...], TrainingSequence] = {}
     drawn = 0
     while drawn < num_tokens:
-        [skill] = rng.choices(SKILL_NAMES, shares)
-        ids, mask = training_sample(rng, max_tokens=length, skill=skill)
+        [skill] = rng.choices(list(shares), list(shares.values()))
+        ids, mask = training_sample(rng, max_tokens=max_tokens, skill=skill)
         prompt_tokens = _system_tokens(ids)
         prompt = tuple(ids[:prompt_tokens])
         body = len(ids) - prompt_tokens

@@ -6,7 +6,7 @@ for them; then ever longer ones beside them. Numbers are shares of the whole run
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 _WARM_UP = 0.01
 _DECAY_FROM = 0.7
@@ -15,17 +15,28 @@ _SPARSE_FROM = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """``lengths``: samples of at most so many tokens, and their share of the tokens of a step.
-    ``emphasis``: skills drawn so many times as often as by their share."""
+    """``needles``: of at most so many tokens, and their share of the tokens of a step.
+    ``emphasis``: other skills, drawn so many times as often as by their share."""
 
-    lengths: tuple[tuple[int, float], ...]
-    emphasis: dict[str, float] = field(default_factory=dict)
+    needles: tuple[tuple[int, float], ...]
+    emphasis: dict[str, float]
 
 
+# Cheap answers that need much repetition are drawn more often, costly ones that do not less.
+_EMPHASIS = {
+    "facts": 2.5,
+    "arithmetic": 2.5,
+    "copy": 4.0,
+    "lookup": 1.5,
+    "tools": 0.7,
+    "nested": 0.7,
+    "parallel": 0.5,
+    "weather": 0.5,
+}
 _MIXES = (
-    (0.00, Mix(((512, 1.0),), {"needle": 0.5})),
-    (0.35, Mix(((512, 0.8), (1500, 0.2)), {"needle": 2.0})),
-    (0.60, Mix(((512, 0.65), (1500, 0.15), (4000, 0.2)), {"needle": 3.0})),
+    (0.00, Mix(((512, 0.05),), _EMPHASIS)),
+    (0.40, Mix(((512, 0.05), (1500, 0.10)), {**_EMPHASIS, "copy": 1.0})),
+    (0.60, Mix(((1500, 0.07), (4000, 0.15)), {**_EMPHASIS, "copy": 1.0})),
 )
 
 

@@ -18,23 +18,24 @@ from demo.data.render import Sample, sample_of
 Maker = Callable[[Draw], Conversation]
 
 SKILLS: dict[str, tuple[Maker, float]] = {
-    "facts": (facts.example, 3.0),
-    "arithmetic": (arithmetic.example, 3.0),
-    "copy": (copying.copy_example, 1.0),
+    "facts": (facts.example, 5.0),
+    "arithmetic": (arithmetic.example, 4.0),
+    "copy": (copying.copy_example, 1.5),
     "lookup": (copying.lookup_example, 2.0),
     "needle": (needle.example, 1.0),
-    "tools": (tools.choice_example, 2.0),
-    "nested": (tools.nested_example, 1.0),
-    "parallel": (tools.parallel_example, 1.0),
-    "weather": (tools.weather_example, 1.0),
-    "results": (tools.result_example, 0.5),
+    "tools": (tools.choice_example, 1.2),
+    "nested": (tools.nested_example, 0.7),
+    "parallel": (tools.parallel_example, 0.6),
+    "weather": (tools.weather_example, 0.6),
+    "results": (tools.result_example, 0.3),
     "json": (structured.example, 1.5),
     "turns": (turns.example, 1.5),
     "talk": (chat.talk_example, 0.5),
     "unknown": (chat.unknown_example, 1.0),
     "thinking": (thinking.example, 0.5),
 }
-"""By name: what makes an example, and how often beside the others."""
+"""By name: what makes an example, and how often beside the others. One about tools is five times as
+long as one about a fact, and a fact must be seen some thirty times to be kept."""
 
 _MAX_NEEDLE_TOKENS = 12000
 _NEEDLE_ROOM = 250  # tokens of a needle's example beside its filler
