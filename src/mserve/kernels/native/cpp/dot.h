@@ -8,7 +8,7 @@
 //
 //   one row     streams the weights, row after row
 //   few rows    stay in the first-level cache; four weight rows at a time pass by
-//   many rows   stay in the second-level cache and pass by sixteen weight rows in the first
+//   many rows   stay in the second-level cache and pass by eight weight rows in the first
 //
 // The last two ask for the weights that come next while they compute.
 
@@ -19,7 +19,7 @@ constexpr int kPlainRows = std::min(4, kTileRows);
 // Weight rows per step of the callers below.
 constexpr int kColumns = 16;
 // Rows whose elements stay in the second-level cache while weight rows pass by.
-constexpr int64_t kMaxRowBlock = 256;
+constexpr int64_t kMaxRowBlock = 128;
 constexpr int64_t kRowBlockBytes = 512 << 10;
 
 // Calls body(first, count) for blocks of rows, nearly equal and few enough to stay in that cache.
@@ -37,13 +37,15 @@ inline void for_row_blocks(int64_t rows, int64_t inner, Body&& body) {
 // Elements of the inner dimension that one tile after the other runs over, so that four weight
 // rows' worth stays in the first-level cache while all rows of x pass by.
 constexpr int64_t kSlice = 2048;
-// The same for sixteen plain weight rows.
-constexpr int64_t kPlainSliceBytes = 2048;
+// The same for eight plain weight rows.
+constexpr int64_t kPlainSliceBytes = 4096;
 // Few rows are those whose slices fill no more of the first-level cache than this.
 constexpr int64_t kFewRows = 16;
 
 // The part of [0, inner) that a tile covers. Between slices its sums wait in memory, unfolded, so
-// slicing does not show in the result.
+// slicing does not show in the result. Tiles take it by reference: a copy on the stack is written by
+// halves and read whole, which waits until all products of the last tile are done (a fifth of the
+// time of tiles 1024 deep).
 struct Slice {
   int64_t begin, end;
   bool first, last;
@@ -72,11 +74,15 @@ class Soon {
   int64_t stride_, width_;
 };
 
-// What a tile asks for: so many lines of `soon` at each step.
+// What a tile asks for at each step: so many lines of `soon`, or nothing.
 template <class T>
 struct Wish {
-  Soon<T>* soon;
+  Soon<T>& soon;
   int lines;
+  void operator()() const { soon.ask(lines); }
+};
+struct NoWish {
+  void operator()() const {}
 };
 
 // What a tile does with its sums.
@@ -97,9 +103,9 @@ template <int N, class Body>
 
 // out[r * kColumns + c] = x[r] . w[c], for R rows and C weight rows `stride` elements apart, `w`
 // pointing at the slice's first column. `state` holds R * C sums between slices.
-template <int R, int C, TilePass kPass, bool kFirst, bool kLast, class T>
-inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice,
-                     const float* factors, F32* state, float* out, Wish<T> wish) {
+template <int R, int C, TilePass kPass, bool kFirst, bool kLast, class T, class Ask>
+inline void dot_tile(const T* const* x, const T* w, int64_t stride, const Slice& slice,
+                     const float* factors, F32* state, float* out, const Ask& ask) {
   using D = Dot<T>;
   constexpr bool kScaled = kPass == TilePass::kScaled;
   const T *from[R], *weights[C];
@@ -125,19 +131,12 @@ inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice,
       });
     });
   };
-  const int64_t width = slice.end - slice.begin;
-  Soon<T> soon = *wish.soon;
-  int64_t k = 0;
-  // Two loops: one that might ask is 5 % slower, and most tiles of many rows need not.
-  if (wish.lines > 0)
-    for (; k + D::kStep < width; k += D::kStep) {
-      soon.ask(wish.lines);
-      step(k, [](const T* p) { return D::load(p); });
-    }
-  for (; k + D::kStep < width; k += D::kStep) step(k, [](const T* p) { return D::load(p); });
-  soon.ask(wish.lines);
-  step(k, [&](const T* p) { return D::load(p, width - k); });
-  *wish.soon = soon;
+  const int64_t width = slice.end - slice.begin, whole = width / D::kStep * D::kStep;
+  for (int64_t k = 0; k < whole; k += D::kStep) {
+    ask();
+    step(k, [](const T* p) { return D::load(p); });
+  }
+  if (whole < width) step(whole, [&](const T* p) { return D::load(p, width - whole); });
 
   if constexpr (kScaled)
     each_sum([&](F32& sum, auto r, auto c) __attribute__((always_inline)) {
@@ -162,29 +161,22 @@ inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice,
 }
 
 // The same for 1 to R rows and any slice.
-template <int R, int C, TilePass kPass, class T>
-inline void dot_tile_of(int64_t rows, const T* const* x, const T* w, int64_t stride, Slice slice,
-                        const float* factors, F32* state, float* out, Wish<T> wish) {
+template <int R, int C, TilePass kPass, class T, class Ask = NoWish>
+inline void dot_tile_of(int64_t rows, const T* const* x, const T* w, int64_t stride,
+                        const Slice& slice, const float* factors, F32* state, float* out,
+                        const Ask& ask = {}) {
   if constexpr (R > 1) {
     if (rows < R)
-      return dot_tile_of<R - 1, C, kPass>(rows, x, w, stride, slice, factors, state, out, wish);
+      return dot_tile_of<R - 1, C, kPass>(rows, x, w, stride, slice, factors, state, out, ask);
   }
   if (slice.first && slice.last)
-    dot_tile<R, C, kPass, true, true>(x, w, stride, slice, factors, state, out, wish);
+    dot_tile<R, C, kPass, true, true>(x, w, stride, slice, factors, state, out, ask);
   else if (slice.first)
-    dot_tile<R, C, kPass, true, false>(x, w, stride, slice, factors, state, out, wish);
+    dot_tile<R, C, kPass, true, false>(x, w, stride, slice, factors, state, out, ask);
   else if (slice.last)
-    dot_tile<R, C, kPass, false, true>(x, w, stride, slice, factors, state, out, wish);
+    dot_tile<R, C, kPass, false, true>(x, w, stride, slice, factors, state, out, ask);
   else
-    dot_tile<R, C, kPass, false, false>(x, w, stride, slice, factors, state, out, wish);
-}
-
-// The same, asking for nothing.
-template <int R, int C, TilePass kPass, class T>
-inline void dot_tile_of(int64_t rows, const T* const* x, const T* w, int64_t stride, Slice slice,
-                        const float* factors, F32* state, float* out) {
-  Soon<T> nothing(w, 0, 0);
-  dot_tile_of<R, C, kPass>(rows, x, w, stride, slice, factors, state, out, Wish<T>{&nothing, 0});
+    dot_tile<R, C, kPass, false, false>(x, w, stride, slice, factors, state, out, ask);
 }
 
 // out[c] = x . w[c] for C weight rows, one after the other as they lie in memory.
@@ -220,7 +212,7 @@ template <int C, class T>
 inline void dot_group(const T* const* x, int64_t rows, const T* w, int64_t stride, int64_t inner,
                       float* out) {
   constexpr int64_t kSliceElements = kPlainSliceBytes / int64_t(sizeof(T));
-  // Sixteen rows far apart may share few places of the cache.
+  // Eight rows far apart may share few places of the cache.
   constexpr bool kCopies = C > 4;
   constexpr int64_t kRows = kCopies ? kMaxRowBlock : kFewRows;
   alignas(64) T copy[kCopies ? C * kSliceElements : 1];
@@ -245,9 +237,17 @@ inline void dot_group(const T* const* x, int64_t rows, const T* w, int64_t strid
       for (int c = 0; c < C; c += 4) {
         int lines = 0;
         for (due += C; due >= all_tiles; due -= all_tiles) ++lines;
-        dot_tile_of<kPlainRows, 4, TilePass::kCached>(
-            bottom - top, x + top, part + c * part_stride, part_stride, slice, nullptr,
-            state + c * rows + top * 4, out + top * kColumns + c, Wish<T>{&soon, lines});
+        const auto run = [&](auto ask) __attribute__((always_inline)) {
+          dot_tile_of<kPlainRows, 4, TilePass::kCached>(
+              bottom - top, x + top, part + c * part_stride, part_stride, slice, nullptr,
+              state + c * rows + top * 4, out + top * kColumns + c, ask);
+        };
+        if constexpr (kCopies) {
+          soon.ask(lines);
+          run(NoWish{});
+        } else {
+          run(Wish<T>{soon, lines});
+        }
       }
     }
   }
@@ -263,8 +263,10 @@ inline void dot_rows(const T* const* x, int64_t rows, const T* w, int64_t stride
     for (; c < columns; ++c) dot_streamed<1>(x[0], w + c * stride, stride, inner, out + c);
     return;
   }
-  if (rows > kFewRows && columns == kColumns)
-    return dot_group<kColumns>(x, rows, w, stride, inner, out);
+  if (rows > kFewRows && columns == kColumns) {
+    for (; c < columns; c += 8) dot_group<8>(x, rows, w + c * stride, stride, inner, out + c);
+    return;
+  }
   for (; c + 4 <= columns; c += 4)
     for (int64_t m = 0; m < rows; m += kFewRows)
       dot_group<4>(x + m, std::min(kFewRows, rows - m), w + c * stride, stride, inner,

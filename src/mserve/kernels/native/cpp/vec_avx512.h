@@ -90,9 +90,10 @@ inline F32 sum_pairs(F32 x, F32 y) {
                         _mm512_shuffle_ps(x.v, y.v, 0x4e))};
 }
 // to[r * stride + c] = the sum over the lanes of element c of row r, for four rows of four, paired in
-// the same order: together they take a third less work.
-inline void store_sums(float* to, int64_t stride, const F32 (&a)[4], const F32 (&b)[4],
-                       const F32 (&c)[4], const F32 (&d)[4]) {
+// the same order: together they take a third less work. Inlined, or the sums leave their registers.
+[[gnu::always_inline]] inline void store_sums(float* to, int64_t stride, const F32 (&a)[4],
+                                              const F32 (&b)[4], const F32 (&c)[4],
+                                              const F32 (&d)[4]) {
   const F32 first = sum_pairs(sum_quarters(sum_halves(a[0], b[0]), sum_halves(c[0], d[0])),
                               sum_quarters(sum_halves(a[1], b[1]), sum_halves(c[1], d[1])));
   const F32 last = sum_pairs(sum_quarters(sum_halves(a[2], b[2]), sum_halves(c[2], d[2])),
