@@ -56,9 +56,10 @@ lint: $(STAMP)  ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint  ## lint, the repository's own rules, then the tests
+check: lint  ## lint, the repository's own rules, the C++ under sanitizers, then the tests
 	$(BIN)/python tools/check_tree.py
 	$(BIN)/python tools/check_files.py
+	$(BIN)/python tools/sanitize_native.py
 	$(MAKE) test
 
 bench: $(STAMP)  ## decode, prefill and latency of the bench presets over HTTP
