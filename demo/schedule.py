@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 _WARM_UP = 0.01
 _DECAY_FROM = 0.7
-_SPARSE_FROM = 0.6
+_SPARSE_FROM = 0.45
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +20,14 @@ class Mix:
 
     needles: tuple[tuple[int, float], ...]
     emphasis: dict[str, float]
+    repeats: float  # share of the tokens of a step: random runs that come again
 
 
 # Cheap answers that need much repetition are drawn more often, costly ones that do not less.
 _EMPHASIS = {
     "facts": 2.5,
     "arithmetic": 2.5,
-    "copy": 4.0,
+    "copy": 2.0,
     "lookup": 1.5,
     "tools": 0.7,
     "nested": 0.7,
@@ -34,9 +35,9 @@ _EMPHASIS = {
     "weather": 0.5,
 }
 _MIXES = (
-    (0.00, Mix(((512, 0.05),), _EMPHASIS)),
-    (0.40, Mix(((512, 0.05), (1500, 0.10)), {**_EMPHASIS, "copy": 1.0})),
-    (0.60, Mix(((1500, 0.07), (4000, 0.15)), {**_EMPHASIS, "copy": 1.0})),
+    (0.00, Mix(((512, 0.05),), _EMPHASIS, 0.05)),
+    (0.20, Mix(((512, 0.05), (1500, 0.10)), _EMPHASIS, 0.02)),
+    (0.45, Mix(((1500, 0.07), (4000, 0.15)), _EMPHASIS, 0.0)),
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo.batches import SKILL_NAMES
+from demo.data import SKILLS
 from demo.index import BlockIndex, index_loss, past_attention
 from demo.model import DemoModel
 from demo.moe import SparseMoe
@@ -137,7 +137,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypat
     assert set(whole) == set(parts)
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
     line, *_ = (tmp_path / "parts" / "curve.jsonl").read_text().splitlines()
-    assert set(json.loads(line)["held_out"]) == set(SKILL_NAMES)
+    assert set(json.loads(line)["held_out"]) == set(SKILLS)
 
 
 def train(out):
