@@ -5,13 +5,14 @@
 VENV ?= .venv
 PYTHON ?= $(shell sh tools/find_python.sh)
 DEMO ?= checkpoints/demo
+DEMO_RUN ?= checkpoints/demo-run
 PORT ?= 8000
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve-demo chat test test-gpu lint check bench size
+.PHONY: help install serve-demo demo-model chat test test-gpu lint check bench size
 
 help:  ## list the tasks
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,6 +36,11 @@ $(DEMO)/config.json: | $(STAMP)
 	$(BIN)/mserve toy $(DEMO).part --preset demo
 	mv $(DEMO).part $(DEMO)
 
+demo-model: $(STAMP)  ## train the demo model anew, in hours; if cut short, go on
+	$(BIN)/python -m demo.train $(DEMO_RUN)
+	$(BIN)/python -m demo.export $(DEMO_RUN) demo/checkpoint
+	$(BIN)/mserve eval demo/checkpoint
+
 chat: $(STAMP)  ## talk to the server that serve-demo runs
 	$(BIN)/mserve chat http://127.0.0.1:$(PORT)
 
@@ -50,9 +56,10 @@ lint: $(STAMP)  ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint  ## lint, the repository's own rules, then the tests
+check: lint  ## lint, the repository's own rules, the C++ under sanitizers, then the tests
 	$(BIN)/python tools/check_tree.py
 	$(BIN)/python tools/check_files.py
+	$(BIN)/python tools/sanitize_native.py
 	$(MAKE) test
 
 bench: $(STAMP)  ## decode, prefill and latency of the bench presets over HTTP

@@ -14,22 +14,19 @@ import argparse
 import asyncio
 import json
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from host_step import commit, hardware
+from record import command, commit, machine
 from starlette.types import Message
 from tokenizers import Tokenizer
 
-from mserve.core import FinishReason, RequestOutput
+from mserve.core import FinishReason, RequestOutput, SamplingParams
 from mserve.server import ServerConfig, Service, TextTools, create_app
 from mserve.text import (
     ByteLevelTokenizer,
-    GenerationDefaults,
     JinjaChatTemplate,
     marker_ids,
     of_family,
@@ -90,9 +87,9 @@ def main() -> None:
             "streams": options.streams,
             "rate": options.rate,
             "commit": commit(),
-            "hardware": hardware(),
+            "machine": machine(),
             "python": platform.python_version(),
-            "command": shlex.join(["python", *sys.argv]),
+            "command": command(),
         }
         options.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
 
@@ -103,7 +100,7 @@ def text_tools() -> TextTools:
     dialect = of_family("m3")
     template = JinjaChatTemplate(chat_template("m3"), special_tokens=special, where="m3")
     ids = marker_ids(dialect, tokenizer)
-    return TextTools(tokenizer, template, GenerationDefaults(), dialect, ids)
+    return TextTools(tokenizer, template, SamplingParams(), dialect, ids)
 
 
 def replies(text: TextTools, num_tokens: int) -> dict[str, list[int]]:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from record import command, commit, machine
 
 from mserve.cache import BlockLedger
 from mserve.core import Request, SamplingParams, SchedulerConfig, blocks_for
@@ -43,9 +41,9 @@ def main() -> None:
         "settle_us": summary(settle_us),
         "step_us": summary([a + b for a, b in zip(plan_us, settle_us, strict=True)]),
         "commit": commit(),
-        "hardware": hardware(),
+        "machine": machine(),
         "python": platform.python_version(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command(),
     }
     for name in ("plan_us", "settle_us", "step_us"):
         print(f"{name:10} median {row[name]['median']:8.1f}   p90 {row[name]['p90']:8.1f}")
@@ -94,27 +92,6 @@ def measure(num_requests: int, prompt_tokens: int, steps: int) -> tuple[list[flo
 def summary(values: list[float]) -> dict[str, float]:
     deciles = statistics.quantiles(values, n=10)
     return {"median": round(statistics.median(values), 1), "p90": round(deciles[8], 1)}
-
-
-def commit() -> str:
-    return subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=10"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-
-
-def hardware() -> str:
-    cores = len(os.sched_getaffinity(0))
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [
-        line.split(":", 1)[1].strip()
-        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
-        if line.startswith("model name")
-    ]
-    return f"{models[0] if models else platform.machine()}, {cores} cores"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Speed of the native CPU kernels against this machine's read bandwidth, measured in the same run.
 
     python benchmarks/kernels.py [--threads N] [--repeats N] [--preset m2-bench|m3-bench|m2|m3]
-                                 [--form plain|mxfp8|fp8 ...]
+                                 [--form plain|mxfp8|fp8|int8 ...]
 
 Weights and caches are rotated through more memory than the caches hold, as in decoding. Each
 figure is the best of many short runs, which on a shared machine is the only one that repeats;
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mserve.kernels import Fp8BlockMatrix, GatedActivation, Matrix, Mxfp8Matrix, native
+from mserve.kernels import Fp8BlockMatrix, GatedActivation, Int8Matrix, Matrix, Mxfp8Matrix, native
 
 ROTATED_BYTES = 512 << 20
 READ_BYTES = 8 << 20
@@ -46,7 +46,7 @@ SHAPES = {
     "m3": Shape(6144, 64, 4, 16, 4, 3072, 3072, True),
 }
 HEAD = 128
-FORMS = ("plain", "mxfp8", "fp8")
+FORMS = ("plain", "mxfp8", "fp8", "int8")
 
 
 class Bench:
@@ -105,6 +105,11 @@ def weights(form: str, *shape: int, part_rows: tuple[int, ...] = ()) -> Weights:
         return Weights(list(copies(*shape)), 2)
     *experts, rows, width = shape
     count = max(2, ROTATED_BYTES // int(torch.tensor(shape).prod()))
+    if form == "int8":
+        values = torch.randint(-128, 128, (count, *shape), dtype=torch.int8)
+        factors = torch.rand((count, *experts, rows))
+        pairs = zip(values, factors, strict=True)
+        return Weights([Int8Matrix(*pair) for pair in pairs], 1 + 4 / width)
     codes = torch.randint(0, 127, (count, *shape), dtype=torch.uint8).view(torch.float8_e4m3fn)
     if form == "mxfp8":
         scales = torch.randint(110, 120, (count, *experts, rows, width // 32), dtype=torch.uint8)

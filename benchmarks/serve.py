@@ -16,9 +16,6 @@ import asyncio
 import contextlib
 import datetime
 import json
-import re
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +23,10 @@ from typing import Any
 
 import httpx
 from load import Load, as_json, run, summarise
+from record import RESULTS, ROOT, command, commit, machine, mserve, slug
 
 from mserve.cli.chat_server import served
 
-ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {
     "streams": "streams",
     "decode_tokens_per_s": "decode tokens/s",
@@ -45,7 +42,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
-        "command": "python " + shlex.join(["benchmarks/serve.py", *sys.argv[1:]]),
+        "command": command(),
         "machine": machine(),
         "targets": {},
     }
@@ -73,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prefill-tokens", type=int, default=2048)
     parser.add_argument("--prefill-requests", type=int, default=3)
     parser.add_argument("--hardware", help="short name for the files; default: the processor's")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = sys.argv[1:]
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:cut])
@@ -147,37 +144,6 @@ def render(report: dict[str, Any], options: argparse.Namespace) -> str:
             cells = [f"{level[column]:.4g}" for column in COLUMNS]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def mserve(*arguments: str) -> str:
-    command = [sys.executable, "-m", "mserve.cli.main", *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def machine() -> dict[str, str]:
-    """What ``mserve doctor`` says that decides speed."""
-    found = json.loads(mserve("doctor", "--json"))
-    return {
-        "cpu": found["cpu"],
-        "cores": str(found["cores"]["granted"]),
-        "memory": f"{found['memory']['total_bytes'] / (1 << 30):.0f} GiB",
-        "gpu": ", ".join(gpu["name"] for gpu in found["gpus"]),
-        "torch": found["torch"],
-    }
-
-
-def slug(found: dict[str, str]) -> str:
-    """A short file name part for the machine: its GPU, or its processor and cores."""
-    name = found["gpu"] or f"{found['cpu']} {found['cores']} cores"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-
-
-def commit() -> str:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    return git("rev-parse", "--short", "HEAD") + (" with changes" if git("diff", "HEAD") else "")
 
 
 if __name__ == "__main__":

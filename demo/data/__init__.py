@@ -7,7 +7,7 @@ ids as the server does; ``mixture`` says how much of each. Nothing is read from 
 """
 
 from demo.data.conversation import Conversation
-from demo.data.mixture import SKILLS, held_out_conversation, training_sample
+from demo.data.mixture import SKILLS, held_out_conversation, training_sample, word_tokens
 from demo.data.render import Sample, prompt_of, sample_of, template, tokenizer
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "template",
     "tokenizer",
     "training_sample",
+    "word_tokens",
 ]

@@ -33,11 +33,15 @@ ASK_KEY = (
     "Find the value of {key}.",
 )
 _MAX_LINES = 24
+_MAX_QUESTIONS = 8  # on one list, in training: each teaches, and the list is read but once
+_MAX_WORDS = 8  # to copy in tests
+_MAX_TAUGHT_WORDS = 30  # in training: long ones teach to look back sooner than anything else here
 
 
 def copy_example(draw: Draw) -> Conversation:
     mode = draw.any(("adaptive", "adaptive", "disabled", "enabled"))
-    text = " ".join(draw.own(lambda: tuple(_item(draw) for _ in range(draw.number(2, 8)))))
+    longest = _MAX_WORDS if draw.held_out else _MAX_TAUGHT_WORDS
+    text = " ".join(draw.own(lambda: tuple(_item(draw) for _ in range(draw.number(2, longest)))))
     return Conversation(
         messages=[
             user(draw.phrase(_COPY).format(text=text)),
@@ -49,10 +53,11 @@ def copy_example(draw: Draw) -> Conversation:
 
 
 def lookup_example(draw: Draw, max_lines: int = _MAX_LINES) -> Conversation:
-    """One list, one to three questions on it; now and then on a key that is not there."""
+    """One list, some questions on it; now and then the last is on a key that is not there."""
     table = key_values(draw, draw.number(2, max_lines))
     absent = [key(draw)] if len(table) <= 10 and draw.happens(0.1) else []
-    asked = draw.some(list(table), min(len(table), draw.number(1, 3))) + absent
+    most = 3 if draw.held_out else _MAX_QUESTIONS
+    asked = draw.some(list(table), min(len(table), draw.number(1, most))) + absent
     lines = [f"{name} -> {value}" for name, value in table.items()]
     mode = draw.any(("adaptive", "adaptive", "disabled", "enabled"))
     return asked_about(

@@ -1,7 +1,7 @@
 """Needles: a few ``key -> value`` lines somewhere in much text that has nothing to do with them.
 
-Three questions follow the text in training, so that a long text teaches three times; in tests it
-is one. Sizes are in tokens and met within a few percent.
+In training a question on each follows the text, so that a long one teaches several times; in tests
+it is one. Sizes are in tokens and met within a few percent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def example(draw: Draw, num_tokens: int | None = None, max_tokens: int = 1000) -
     if num_tokens is None:
         num_tokens = int(_SMALLEST * (max(max_tokens, _SMALLEST) / _SMALLEST) ** draw.rng.random())
     table = key_values(draw, draw.number(1, _MAX_NEEDLES))
-    count = 1 if draw.held_out else min(3, len(table))
+    count = 1 if draw.held_out else len(table)
     asked = draw.some(list(table), count)
     return asked_about(draw, _hidden(draw, num_tokens, table), asked, table, draw.any(_MODES))
 

@@ -4,8 +4,8 @@
 
 A byte-level BPE learned from generated examples, every digit and every Chinese character a token
 of its own: then a number is its digits wherever it stands, and a city keeps its tokens whatever
-is around it. Above it the family's 64 added tokens. A trained model depends on every id here, so
-what is written changes only together with the weights.
+is around it. Above it the family's 64 added tokens. A trained model depends on every id, so the
+files are kept as they are while examples change; this makes new ones for a model trained anew.
 """
 
 from __future__ import annotations

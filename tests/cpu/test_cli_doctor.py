@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from mserve.cli.doctor import numa_nodes
+from mserve.cli.doctor import numa_line
 from mserve.cli.main import run
 
 
@@ -42,10 +41,6 @@ def test_a_torch_that_does_not_load_is_a_line(
     assert "does not load" in capsys.readouterr().out
 
 
-def test_numa_nodes_are_listed_by_number(tmp_path: Path) -> None:
-    for name, cores in (("node10", "8-15"), ("node2", "0-7")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "cpulist").write_text(cores + "\n")
-    (tmp_path / "possible").touch()
-    assert list(numa_nodes(tmp_path).items()) == [("node2", "0-7"), ("node10", "8-15")]
-    assert numa_nodes(tmp_path / "absent") == {}
+def test_several_nodes_are_named_with_their_processors() -> None:
+    assert numa_line({0: "0-7", 1: "8-15"}) == "2: node 0 has 0-7, node 1 has 8-15"
+    assert numa_line({0: "0-7"}) == numa_line({}) == "1"

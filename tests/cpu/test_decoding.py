@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from mserve.checkpoint import open_checkpoint
 from mserve.core import (
     CacheConfig,
     EngineConfig,
@@ -29,10 +28,10 @@ def checkpoint(request, tmp_path_factory):
 
 
 def rule(number, **fields):
-    drawn = {} if number % 2 else {"temperature": 0.8, "top_p": 0.9}
-    return SamplingParams(
-        **({"temperature": 0.0} | drawn), seed=number, ignore_eos=True, logprobs=2, **fields
-    )
+    """Greedy or drawn, and by itself or with what the tape does not do."""
+    drawn = {"temperature": 0.0} if number % 2 else {"temperature": 0.8, "top_p": 0.9}
+    beyond = ({}, {"logprobs": 2}, {"repetition_penalty": 1.2}, {"top_k": 30})[number // 2 % 4]
+    return SamplingParams(**drawn | beyond, seed=number, ignore_eos=True, **fields)
 
 
 def work():
@@ -44,7 +43,7 @@ def work():
 
 
 def given(output):
-    return output.new_token_ids, [(entry.logprob, entry.top) for entry in output.logprobs]
+    return output.new_token_ids, [(entry.logprob, entry.top) for entry in output.logprobs or ()]
 
 
 def test_recorded_steps_give_the_bits_of_computed_ones(checkpoint):
@@ -79,13 +78,13 @@ def test_a_request_has_the_same_bits_alone_and_in_any_batch(arch, tmp_path):
     ("change", "reason"),
     [
         ({}, None),
-        ({"cache": CacheConfig(kv_cache_dtype="int8")}, "native kernels for everything"),
+        ({"cache": CacheConfig(kv_cache_dtype="int8")}, None),
         ({"parallel": ParallelConfig(tensor_parallel_size=2)}, "one rank"),
     ],
 )
 def test_deterministic_is_promised_only_where_it_holds(checkpoint, change, reason):
     config = EngineConfig(model=ModelConfig(path=str(checkpoint)), deterministic=True, **change)
-    start = (config, open_checkpoint(checkpoint), torch.device("cpu"), 1)
+    start = (config, torch.device("cpu"), 1)
     if reason is None:
         assert use_threads(*start).batch_invariant
     else:
@@ -97,7 +96,7 @@ def test_deterministic_is_refused_without_native_kernels(checkpoint, monkeypatch
     monkeypatch.setattr("mserve.kernels.choose.native.library", unavailable)
     config = EngineConfig(model=ModelConfig(path=str(checkpoint)), deterministic=True)
     with pytest.raises(SetupError, match="native kernels for everything"):
-        use_threads(config, open_checkpoint(checkpoint), torch.device("cpu"), 1)
+        use_threads(config, torch.device("cpu"), 1)
 
 
 def unavailable():

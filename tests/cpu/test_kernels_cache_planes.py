@@ -28,7 +28,7 @@ DTYPES = ("float32", "bfloat16", "float8_e4m3fn", "int8")
 
 @pytest.fixture(scope="module", autouse=True)
 def reference() -> None:
-    """Only the reference reads packed planes; a test before may have chosen another."""
+    """These are about the reference; a test before may have chosen another."""
     use_kernels("reference")
 
 

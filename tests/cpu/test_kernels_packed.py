@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mserve.kernels import (
+    StaticInputs,
     dequantize_mxfp8,
     linear_fp8_block,
     linear_int8,
@@ -162,8 +163,7 @@ def test_linear_int8_static(seed: int, rows: int, height: int, offset: int) -> N
     output = linear_int8_static(
         torch.from_numpy(x),
         torch.from_numpy(weight),
-        torch.tensor([scale]),
-        torch.tensor([float(offset)]),
+        StaticInputs(torch.tensor([scale]), torch.tensor([float(offset)]), (height,)),
         torch.from_numpy(bias),
         torch.from_numpy(deq_scale),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from mserve import kernels
 from mserve.kernels import native
-from mserve.kernels.choose import embedding, highest, residual_sum, rope_angles
+from mserve.kernels.choose import draw, embedding, residual_sum, rope_angles
 from mserve.testing.native import each_isa, native_library  # noqa: F401 - fixtures
 
 quick = settings(
@@ -20,6 +21,11 @@ quick = settings(
 )
 seeds = st.integers(0, 2**31)
 dtypes = st.sampled_from([torch.bfloat16, torch.float32])
+
+
+def greedy(rows):
+    none = np.zeros(rows, dtype=np.int64)
+    return kernels.DrawRules(np.zeros(rows), none, np.ones(rows), np.zeros(rows), none, none)
 
 
 @quick
@@ -41,8 +47,8 @@ def test_highest_is_what_torch_finds(each_isa, seed, rows, width, spoil):  # noq
         scores.scatter_(1, places, torch.inf)
     elif spoil == "forbidden":
         scores.fill_(-torch.inf)
-    values, ids = native.highest(scores)
-    expected_values, expected_ids = highest.reference(scores)
+    values, ids = native.draw(scores, greedy(rows))
+    expected_values, expected_ids = draw.reference(scores, greedy(rows))
     assert torch.equal(ids, expected_ids)
     torch.testing.assert_close(values, expected_values, rtol=0, atol=0, equal_nan=True)
 
@@ -78,7 +84,7 @@ def chain(x, weight):
     for _ in range(4):
         x = native.residual_sum(x, native.linear(x, weight))
         x = native.rms_norm(x, weight[0].contiguous(), 1e-6)
-    return x, *native.highest(x)
+    return x, *native.draw(x, greedy(len(x)))
 
 
 def filled(tensor, seed):

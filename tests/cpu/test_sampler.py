@@ -9,10 +9,9 @@ import transformers.generation.logits_process as oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mserve.kernels import best, rank_of, uniform
 from mserve.sampler import Bias, Forbidden, Penalties, SamplingInputs, TokenCounts, sample, score
 from mserve.sampler.penalties import edited
-from mserve.sampler.random import uniform
-from mserve.sampler.ranking import best, rank_of
 
 
 def inputs_for(rows, edits=()):

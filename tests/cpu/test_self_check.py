@@ -19,18 +19,21 @@ from mserve.testing.tiny_models import load_model, m2_spec, m3_spec, new_cache, 
 M2, M3 = m2_spec(hidden_size=64), m3_spec(hidden_size=64)
 
 
-def check(spec: Any, dtype: str = "float32", stored: str = "plain") -> list[int]:
-    """The check of a model of ``spec`` whose matrices are converted to ``stored``."""
+def check(
+    spec: Any, dtype: str = "float32", stored: str = "plain", cached: str | None = None
+) -> list[int]:
+    """The check of a model of ``spec`` whose matrices are converted to ``stored``, over a cache of
+    type ``cached``, or ``dtype``."""
     use_kernels("native")
     tensors = random_tensors(spec, seed=1)
     quantization = QuantSpec(stored, on_load=stored != "plain")
     spec = msgspec.structs.replace(spec, quantization=quantization)
     model = load_model(spec, tensors, dtype=getattr(torch, dtype))
     with torch.inference_mode():
-        return check_kernels(model, new_cache(spec, 32, dtype))
+        return check_kernels(model, new_cache(spec, 32, cached or dtype))
 
 
-@pytest.mark.parametrize("stored", ["plain", "mxfp8", "fp8"])
+@pytest.mark.parametrize("stored", ["plain", "mxfp8", "fp8", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("spec", [M2, M3], ids=["m2", "m3"])
 def test_right_kernels_pass_and_every_kind_of_layer_is_run(
@@ -38,6 +41,25 @@ def test_right_kernels_pass_and_every_kind_of_layer_is_run(
 ) -> None:
     checked = check(spec, dtype, stored)
     assert {spec.layers[number] for number in checked} == set(spec.layers)
+
+
+@pytest.mark.parametrize("cached", ["float8_e4m3fn", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_are_right_over_packed_caches(dtype: str, cached: str) -> None:
+    assert len(check(M3, dtype, cached=cached)) >= 2
+
+
+@pytest.mark.parametrize("cached", ["float8_e4m3fn", "int8"])
+@pytest.mark.parametrize(
+    "op", [choose.select_blocks, choose.sparse_attention], ids=lambda op: op.name
+)
+def test_packed_caches_go_through_the_checked_kernels(
+    op: choose.Op, cached: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = op.native
+    monkeypatch.setattr(op, "native", lambda *args, **kwargs: halved(right(*args, **kwargs)))
+    with pytest.raises(SetupError, match=op.name):
+        check(M3, cached=cached)
 
 
 def halved(result: Any) -> Any:
@@ -64,7 +86,7 @@ def test_a_wrong_kernel_is_named(
         check(M3)
 
 
-@pytest.mark.parametrize("stored", ["mxfp8", "fp8"])
+@pytest.mark.parametrize("stored", ["mxfp8", "fp8", "int8"])
 @pytest.mark.parametrize(
     "op", [choose.linear, choose.gated_mlp, choose.run_experts], ids=lambda op: op.name
 )
@@ -77,10 +99,13 @@ def test_packed_matrices_go_through_the_checked_kernels(
         check(M3, stored=stored)
 
 
-def test_a_cache_write_that_writes_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cached", ["float32", "float8_e4m3fn", "int8"])
+def test_a_cache_write_that_writes_nothing_is_named(
+    cached: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(choose.write_kv, "native", lambda plane, slots, values: None)
     with pytest.raises(SetupError, match="write_kv"):
-        check(M3)
+        check(M3, cached=cached)
 
 
 def test_the_choice_of_kernels_is_as_before() -> None:

@@ -363,3 +363,16 @@ def test_the_report_names_every_use_on_aligned_lines() -> None:
     starts = {re.search(r"\S  (?=\S)", line[20:]).end() for line in lines}  # type: ignore[union-attr]
     assert len(starts) == 1
     assert f"{plan.num_tokens:,} tokens" in lines[-1]
+
+
+@pytest.mark.parametrize("threads", [1, 7, 255])
+def test_native_threads_are_counted(threads: int) -> None:
+    """Each holds a candidate of 8 bytes for every score of the row that it draws from."""
+    config = engine_config(max_len=4096)
+    one, more = (
+        plan_memory(M2, config, 1 << 40, 1, native_threads=count) for count in (1, threads + 1)
+    )
+    least = threads * M2.vocab_size * 8
+    assert least <= more.activation_bytes - one.activation_bytes < least + threads * (2 << 20)
+    by_torch = plan_memory(M2, config, 1 << 40, 1)
+    assert one.activation_bytes < by_torch.activation_bytes

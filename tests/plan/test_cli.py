@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import typer
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from mserve import __version__
 from mserve.cli.generate import check_writable, read_prompts, write_completions
 from mserve.cli.main import FAILED, REFUSED, app, explain, run, with_dashes
+from mserve.cli.serve import choose_dialect
 from mserve.core import EngineError, QueueFullError, RequestError, SetupError
 
 COMMANDS = ("serve", "chat", "generate", "toy", "quantize", "doctor", "eval")
@@ -55,6 +57,33 @@ def test_toy_has_a_flag_for_every_size() -> None:
 
     flags = set(inspect.signature(toy).parameters) - {"out", "arch", "preset", "seed"}
     assert flags == set(ToyShape.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("family", "tool_call_parser", "reasoning_parser", "chosen"),
+    [
+        ("m2", None, None, "minimax_m2"),
+        ("m2", "minimax_m2", "minimax_m2_append_think", "minimax_m2_append_think"),
+        ("m2", "minimax-m2", "minimax-append-think", "minimax_m2_append_think"),
+        ("m3", "minimax_m3", "minimax_m3", "minimax_m3"),
+        ("m3", "minimax-m3", None, "minimax_m3"),
+        ("m3", "minimax_m2", None, None),
+        ("m2", None, "minimax_m3", None),
+        ("m3", "hermes", None, None),
+    ],
+)
+def test_parsers_by_the_names_users_type(
+    family: Literal["m2", "m3"],
+    tool_call_parser: str | None,
+    reasoning_parser: str | None,
+    chosen: str | None,
+) -> None:
+    if chosen is not None:
+        assert choose_dialect(family, tool_call_parser, reasoning_parser).name == chosen
+        return
+    with pytest.raises(SetupError) as caught:
+        choose_dialect(family, tool_call_parser, reasoning_parser)
+    assert caught.value.hint
 
 
 def test_option_names_may_have_underscores() -> None:

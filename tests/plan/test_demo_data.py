@@ -19,6 +19,7 @@ from demo.data import (
     sample_of,
     tokenizer,
     training_sample,
+    word_tokens,
 )
 from demo.data.draw import Draw
 from demo.data.mixture import maker_of
@@ -148,3 +149,12 @@ def test_samples_keep_to_their_size(max_tokens: int) -> None:
 def test_needles_have_the_size_that_was_asked(num_tokens: int) -> None:
     conversation = held_out_conversation(random.Random(1), "needle", num_tokens=num_tokens)
     assert 0.93 * num_tokens < len(prompt_of(conversation)) < 1.07 * num_tokens + 150
+
+
+def test_word_tokens_are_those_of_keys_and_values() -> None:
+    known = set(word_tokens())
+    for conversation in examples("lookup", 30):
+        said = conversation.messages[-1]["content"].replace("is not found.", "").replace("->", "")
+        ids = tokenizer().encode(said.strip(), add_special_tokens=False)
+        assert set(ids) <= known | set(tokenizer().encode(" ", add_special_tokens=False))
+    assert len(known) < 0.5 * tokenizer().vocab_size

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from dialect_cases import DIALECTS, answer, call_of, real_ids, tools
 from hypothesis import given, settings
@@ -323,7 +324,7 @@ def test_m3_depth_is_bounded() -> None:
     value, depth = arguments(got), 0
     while isinstance(value, dict):
         value, depth = value["a"], depth + 1
-    assert depth == 128
+    assert depth == 64
     assert isinstance(value, str) and "x" in value
     assert any("nested deeper" in problem for problem in got["calls"][0]["finished"].problems)
 
@@ -462,6 +463,74 @@ def test_noise_loses_no_word_and_cuts_do_not_matter(arch: str, data: st.DataObje
     for word in re.findall(r"w\d+w", text):
         assert any(word in part for part in shown)
         assert any(word in part for part in shown_real)
+
+
+@pytest.mark.parametrize("arch", ["m2", "m3"])
+@settings(derandomize=True, max_examples=500, deadline=None)
+@given(st.data())
+def test_noise_of_real_markers_is_encodable_and_cuts_do_not_matter(
+    arch: str, data: st.DataObject
+) -> None:
+    """Markers that are tokens beside the same spelled out, within a call as often as before one.
+    What comes out is text that JSON can carry, and does not depend on how words are cut."""
+    dialect = DIALECTS[arch]
+    ids = dict(enumerate(dialect.markers))
+    opening = {"m2": [(2, ids[2]), '\n<invoke name="f">\n'], "m3": [(0, NS), "<tool_call>\n"]}[arch]
+    if arch == "m3":
+        opening += [(0, NS), '<invoke name="f">']
+    noise = ("word", *NOISE[arch], *dialect.markers, "<k>", "<think", "1e999", "\n<tool_call>")
+    piece = st.one_of(st.sampled_from(sorted(ids.items())), st.sampled_from(noise))
+    drawn = data.draw(st.lists(piece, max_size=24))
+    pieces = [*(opening if data.draw(st.booleans()) else []), *drawn]
+    start = data.draw(st.sampled_from(Start))
+    results = []
+    for cut in (False, True):
+        parser = DialectParser(dialect, start, F, marker_ids=ids)
+        events: list[Any] = []
+        for one in pieces:
+            if isinstance(one, tuple):
+                events += parser.push(*one)
+            else:
+                for text in one if cut else [one]:
+                    events += parser.push_text(text)
+        got = collected([*events, *parser.finish()])
+        calls = [(call["name"], call["arguments"]) for call in got["calls"]]
+        results.append((got["reasoning"], got["content"], calls))
+        for _, text in calls:
+            assert isinstance(msgspec.json.decode(text), dict)
+        assert msgspec.json.decode(msgspec.json.encode(results[-1])) is not None
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("arch", ["m2", "m3"])
+def test_blanks_after_a_dropped_marker_are_those_that_follow_it(arch: str) -> None:
+    dialect = DIALECTS[arch]
+    parser = DialectParser(dialect, Start.CONTENT, None, marker_ids={1: dialect.think_close})
+    events: list[Any] = [*parser.push_text("one "), *parser.push(1, dialect.think_close)]
+    for text in ("two", "\n\n", "three"):
+        events += parser.push_text(text)
+    assert collected([*events, *parser.finish()])["content"] == "one two\n\nthree"
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_m3_a_real_marker_in_a_key_makes_it_no_tag(number: int) -> None:
+    ids = dict(enumerate(DIALECTS["m3"].markers))
+    parser = DialectParser(DIALECTS["m3"], Start.CONTENT, F, marker_ids=ids)
+    events: list[Any] = []
+    for piece in ("<tool_call>", '<invoke name="f">', ("<s", "x>"), "</invoke>", "</tool_call>"):
+        events += parser.push(0, NS)
+        if isinstance(piece, tuple):
+            events += [*parser.push_text(piece[0]), *parser.push(number, ids[number])]
+            piece = piece[1]
+        events += parser.push_text(piece)
+    got = collected([*events, *parser.finish()])
+    assert msgspec.json.encode(got["content"]) and "x>" in got["content"]
+    assert arguments(got) == {}
+
+
+def test_numbers_that_no_float_holds_are_none() -> None:
+    block = m2(param("a", "1e999"), param("b", "-9e9999"), param("c", "1e99"), name="new")
+    assert arguments(parse("m2", block)) == {"a": "1e999", "b": "-9e9999", "c": 1e99}
 
 
 @pytest.mark.parametrize("arch", ["m2", "m3"])

@@ -57,5 +57,5 @@ def test_junk_becomes_json_and_a_rest(text: str, cut: int) -> None:
 def test_depth_is_bounded() -> None:
     reader = JsonReader()
     passed = reader.push("[" * 5000)
-    assert reader.broken and len(passed) == 128
+    assert reader.broken and len(passed) == 64
     assert json.loads(passed + reader.finish()) is not None

@@ -158,6 +158,12 @@ def can_write(who, schema, value):
             ({"type": "string"}, " \n", True),
             ({"type": "string"}, "", True),
             ({"type": "integer"}, " 1", False),
+            ({"type": "integer"}, "-" + "9" * 100, True),
+            ({"type": "integer"}, "9" * 400, False),  # would be read as a string
+            ({"type": "number"}, "1.7976931348623157e99", True),
+            ({"type": "number"}, "1e400", False),
+            ({"type": "number", "minimum": 0}, "0.5", True),
+            ({"type": ["number", "null"]}, "null", True),
             ({"enum": ["1", 1, None]}, "null", True),
             ({"type": ["string", "null"]}, "anything", True),
             ({"type": "string", "pattern": "^a+$", "maxLength": 2}, "aa", True),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -47,7 +46,7 @@ def texts(draw: st.DrawFn) -> str:
 
 
 def prompt_ids(arch: str, messages: list[dict[str, Any]], **variables: Any) -> list[int]:
-    prompt = asyncio.run(chat_prompt(TOOLS[arch], READY, messages, variables=variables))
+    prompt = chat_prompt(TOOLS[arch], READY, messages, variables=variables)
     return prompt.token_ids
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
+import httpx
 import pytest
 from in_process import MODEL, TOOL, InProcess, events_of
+
+from mserve.text import JinjaChatTemplate
 
 PATH = "/v1/chat/completions"
 ASKED: list[Any] = [{"role": "user", "content": "What is the weather?"}]
@@ -122,6 +126,75 @@ def test_broken_arguments_that_come_back_do_not_end_the_session() -> None:
     assert f"{MARK}<city>Os{MARK}</city>" in server.prompt
 
 
+@pytest.mark.parametrize("call_id", [{}, ["c"], 7, None])
+def test_odd_ids_of_calls_that_come_back_are_none(call_id: Any) -> None:
+    call = {"id": call_id, "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+    messages = [*ASKED, {"role": "assistant", "tool_calls": [call]}]
+    messages.append({"role": "tool", "tool_call_id": call_id, "content": "rain"})
+    server = InProcess("m3", "Fine.")
+    post(server, messages=messages, tools=TOOLS)
+    assert CALL in server.prompt
+
+
+LONG = "a word " * 5000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "user", "content": LONG}]},
+        {"messages": [*ASKED, {"role": "assistant", "content": "", "reasoning": LONG}, *ASKED]},
+        {
+            "messages": [
+                *ASKED,
+                {
+                    "role": "assistant",
+                    "function_call": {"name": "f", "arguments": f'{{"a":"{LONG}'},
+                },
+            ]
+        },
+        {"tools": [{"type": "function", "function": {**TOOL, "description": LONG}}]},
+        {},
+    ],
+    ids=["content", "reasoning", "arguments", "tools", "nothing"],
+)
+def test_long_requests_do_not_hold_up_streams(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is long about them, they are decoded and rendered in another thread."""
+    threads: list[threading.Thread] = []
+    render = JinjaChatTemplate.render
+
+    def noted(*args: Any, **kwargs: Any) -> str:
+        threads.append(threading.current_thread())
+        return render(*args, **kwargs)
+
+    monkeypatch.setattr(JinjaChatTemplate, "render", noted)
+    post(InProcess("m3", "Fine.", max_model_len=100_000), **fields)
+    assert [thread is threading.main_thread() for thread in threads] == [not fields]
+
+
+@pytest.mark.parametrize("arch", ["m2", "m3"])
+@pytest.mark.parametrize("depth", [64, 250, 600])
+def test_depth_is_refused_or_rendered(arch: str, depth: int) -> None:
+    """As far as a call can be nested it can be sent back; beyond, nothing breaks."""
+    nested = '{"a":' * depth + "1" + "}" * depth
+    call = {"id": "c1", "function": {"name": "get_weather", "arguments": nested}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": "HERE"}}
+    for fields in (
+        {"messages": [*ASKED, {"role": "assistant", "tool_calls": [call]}]},
+        {"messages": ASKED, "tools": [tool]},
+    ):
+        body = json.dumps(fields).replace('"HERE"', nested)
+
+        async def ask(client: httpx.AsyncClient, body: str = body) -> httpx.Response:
+            headers = {"content-type": "application/json"}
+            return await client.post(PATH, content=body, headers=headers)
+
+        response = InProcess(arch, "Fine.").ask(ask)
+        assert response.status_code in ((200,) if depth == 64 else (200, 400)), response.text
+
+
 @pytest.mark.parametrize(
     ("fields", "ending"),
     [
@@ -182,6 +255,18 @@ def test_no_choice_of_tool_keeps_the_prompt_and_forbids_the_call() -> None:
     assert free.prompt_token_ids == bound.prompt_token_ids
     assert free.sampling.constraint is None
     assert bound.sampling.constraint is not None
+
+
+def test_two_thousand_tools_may_be_called() -> None:
+    tools = [{"type": "function", "function": {"name": f"f{n}"}} for n in range(2000)]
+    call = CALL.replace("get_weather", "f1999")
+    server = InProcess("m3", call, max_model_len=1_000_000)
+    (choice,) = post(server, tools=tools).json()["choices"]
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "f1999"
+    post(server, tools=tools, tool_choice="none")
+    named = {"type": "function", "function": {"name": "f7"}}
+    post(server, tools=tools, tool_choice=named)
+    assert error(server, tools=tools, tool_choice="required")["param"] == "tools"
 
 
 @pytest.mark.parametrize(

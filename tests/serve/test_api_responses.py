@@ -104,6 +104,10 @@ def test_what_is_not_to_be_stored_is_not() -> None:
         assert got.status_code == 404
         assert got.json()["error"]["code"] == "response_not_found"
         assert len(server.service.responses) == 0
+        earlier = {"input": "And?", "previous_response_id": answer.json()["id"]}
+        refused = await client.post(PATH, json=earlier)
+        assert refused.status_code == 404
+        assert refused.json()["error"]["param"] == "previous_response_id"
 
     server.ask(talk)
 
@@ -223,12 +227,53 @@ def test_a_background_response_can_be_waited_for_and_cancelled() -> None:
     server.ask(talk)
 
 
+def test_what_had_come_before_a_cancel_stays() -> None:
+    server = InProcess("m3", THINKS + "word " * 60, pause_s=0.002)
+
+    async def talk(client: httpx.AsyncClient) -> tuple[Any, Any]:
+        running = (await client.post(PATH, json={"input": "a", "background": True})).json()
+        path = f"{PATH}/{running['id']}"
+        async with asyncio.timeout(20):
+            while len((await client.get(path)).json()["output"]) < 2:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.02)
+        cancelled = (await client.post(path + "/cancel")).json()
+        await asyncio.sleep(0.02)
+        return cancelled, (await client.get(path)).json()
+
+    cancelled, later = server.ask(talk)
+    assert later == cancelled
+    reasoning, message = cancelled["output"]
+    assert (reasoning["status"], message["status"]) == ("completed", "incomplete")
+    assert message["content"][0]["text"].startswith("word")
+    assert cancelled["usage"]["output_tokens"] > 0
+
+
+@pytest.mark.parametrize("limit", range(1, 60, 4))
+def test_the_item_that_was_cut_says_so(limit: int) -> None:
+    server = InProcess("m3", THINKS + "Yes." + CALL)
+    answer = post(server, tools=[FUNCTION], max_output_tokens=limit).json()
+    statuses = [item["status"] for item in answer["output"]]
+    assert "incomplete" not in statuses[:-1]
+    if answer["status"] == "completed":
+        assert set(statuses) == {"completed"}
+    elif statuses and answer["output"][-1]["type"] == "reasoning":
+        assert statuses == ["incomplete"]
+
+
+def test_inclusions_that_nobody_here_makes_are_listed() -> None:
+    asked = ["reasoning.encrypted_content", "file_search_call.results"]
+    response = post(InProcess("m3", "Yes."), include=asked)
+    assert response.headers["x-mserve-ignored"] == "include.file_search_call.results"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"input": []}, "input"),
         ({"input": None}, "input"),
         ({"input": [{"role": "alien", "content": "x"}]}, "input[0].role"),
+        ({"input": [{"role": {"name": "user"}, "content": "x"}]}, "input[0].role"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content"),

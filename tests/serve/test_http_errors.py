@@ -32,7 +32,7 @@ def error_of(response: httpx.Response, status: int) -> Any:
         b'{"prompt": "a"',
         b'{"prompt": "\xff"}',
         b'{"user": "\xff", "prompt": "a"}',
-        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "\\ud80"}',
         b'{"prompt": "a", "temperature": NaN}',
         b'{"prompt": "a", "prompt": "b"}',
         b'{"prompt": "a", "x": [{"y": 1, "y": 1}]}',
@@ -88,6 +88,7 @@ def test_other_content_types(server: Any) -> None:
         ({"seed": 2**70}, "seed"),
         ({"presence_penalty": 5}, "presence_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-45}, "repetition_penalty"),
         ({"min_tokens": 9, "max_tokens": 3}, "min_tokens"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a"] * 1000}, "stop"),
@@ -129,6 +130,8 @@ def test_fields_out_of_bounds(server: Any, fields: dict[str, Any], param: str) -
         ({"messages": []}, "messages"),
         ({"messages": "hello"}, "messages"),
         ({"messages": [{"role": "alien", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": {}}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "assistant", "tool_calls": {}}]}, "messages[0].tool_calls"),
@@ -155,6 +158,27 @@ def test_chat_fields(server: Any, fields: dict[str, Any], param: str) -> None:
 def test_prompts_that_are_none(server: Any, prompt: Any) -> None:
     error = error_of(server.complete(prompt), 400)
     assert error["param"] in ("prompt", "prompt[0]")
+
+
+@pytest.mark.parametrize(
+    ("escaped", "text"),
+    [
+        (r"a\ud83d", "a\ufffd"),
+        (r"\uDE42b", "\ufffdb"),
+        (r"\ud83d\ude42", "\U0001f642"),
+        (r"\ud83d\ud83d\ude42", "\ufffd\U0001f642"),
+        (r"\\ud83d", "\\ud83d"),
+        (r"\\\ud83d\n", "\\\ufffd\n"),
+    ],
+)
+def test_halves_of_characters_are_replaced_and_told(server: Any, escaped: str, text: str) -> None:
+    body = f'{{"prompt": "{escaped}", "echo": true, "max_tokens": 1}}'
+    headers = {"content-type": "application/json"}
+    response = server.http.post(TEXT, content=body.encode(), headers=headers)
+    assert response.status_code == 200, response.text
+    assert response.json()["choices"][0]["text"].startswith(text)
+    told = response.headers.get("x-mserve-ignored")
+    assert told == ("half of a character" if "\ufffd" in text else None)
 
 
 def test_context_length_names_both_counts(server: Any) -> None:

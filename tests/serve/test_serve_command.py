@@ -16,7 +16,8 @@ import pytest
 
 from mserve.capacity import read_machine
 from mserve.checkpoint import open_checkpoint
-from mserve.cli.serve import check_fits, parse_bytes, url_host
+from mserve.cli.serve import url_host
+from mserve.cli.serve_checks import check_fits, parse_bytes
 from mserve.cli.start_display import StartDisplay
 from mserve.core import CapacityError, EngineConfig, ModelConfig, ParallelConfig, SetupError
 from mserve.toy import write_toy

@@ -11,15 +11,29 @@ from mserve.core import DTYPE_BYTES
 
 _FP32_BYTES = 4
 
-# Block gathers, masks and partial results of the attention kernels, whose chunks are bounded.
-SCRATCH_BYTES = 256 << 20
+# Of torch: block gathers, masks and partial results of attention, whose chunks are bounded.
+TORCH_SCRATCH_BYTES = 256 << 20
+# What the interpreter, its libraries and the allocator keep after a load and some steps of native
+# kernels, beyond the formulas: measured, docs/log.md.
+_PROCESS_BYTES = 96 << 20
+# Of a native thread: attention's tiles and, for each score of a row, a candidate of the draw.
+_THREAD_BYTES = 1 << 20
+_CANDIDATE_BYTES = 8
 
 # fp32 scores, and for sampling their sorted copy, its ids (8 bytes) and probabilities.
 _LOGIT_BYTES = 4 + 4 + 8 + 4
 
 
+def scratch_bytes(spec: ModelSpec, *, native_threads: int | None) -> int:
+    """Bytes that do not grow with the tokens of a step: where ``native_threads`` compute all of it,
+    or torch a part."""
+    if native_threads is None:
+        return TORCH_SCRATCH_BYTES
+    return _PROCESS_BYTES + native_threads * (_THREAD_BYTES + spec.vocab_size * _CANDIDATE_BYTES)
+
+
 def activation_bytes(spec: ModelSpec, *, num_tokens: int, ranks: int, dtype: str) -> int:
-    """Bytes of one step of ``num_tokens`` tokens on one of ``ranks``:
+    """Bytes that one step of ``num_tokens`` tokens adds on one of ``ranks``:
 
       3 x tokens x hidden                     residual, its normed copy, a half's output
     + the wider of
@@ -27,7 +41,6 @@ def activation_bytes(spec: ModelSpec, *, num_tokens: int, ranks: int, dtype: str
         tokens x per_token x 3 x intermediate
           + tokens x (2 x hidden, fp32)       gate, up and product of each choice; the sum
         tokens x 3 x dense_intermediate
-    + SCRATCH_BYTES
     """
     item_bytes = DTYPE_BYTES[dtype]
     queries = spec.num_heads // ranks * spec.head_dim
@@ -39,7 +52,7 @@ def activation_bytes(spec: ModelSpec, *, num_tokens: int, ranks: int, dtype: str
     )
     dense = 3 * spec.dense_intermediate_size // ranks * item_bytes
     stream = 3 * spec.hidden_size * item_bytes
-    return num_tokens * (stream + max(attention, moe, dense)) + SCRATCH_BYTES
+    return num_tokens * (stream + max(attention, moe, dense))
 
 
 def logits_bytes(spec: ModelSpec, *, num_rows: int) -> int:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from mserve.capacity.cores import Core, Threads, granted_cores, share_out
+
 # The kernel gives page cache back before it refuses memory, so cached files count as free.
 _RECLAIMABLE = {"inactive_file", "active_file", "total_inactive_file", "total_active_file"}
 
@@ -24,9 +26,13 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int
     available_bytes: int  # of this process's use: free memory, or what its limit still leaves
     limit_bytes: int | None  # the tightest control group, if any
-    cores: int  # granted by affinity and quota, at least one
+    cores: tuple[Core, ...]  # granted by affinity, in the order of their nodes
     cpu_quota: float | None  # cores' worth of time, if limited
     has_gpu: bool  # a driver for NVIDIA GPUs is loaded; torch says later whether one can be used
+
+    def threads(self, asked: int | None, ranks: int) -> tuple[Threads, ...]:
+        """Those of each of ``ranks``, ``asked`` in all or as many as the machine grants."""
+        return share_out(self.cores, self.cpu_quota, asked, ranks)
 
 
 def read_machine(root: Path = Path("/")) -> Machine:
@@ -35,14 +41,12 @@ def read_machine(root: Path = Path("/")) -> Machine:
     total = meminfo["MemTotal"] * 1024
     available = meminfo["MemAvailable"] * 1024
     limits = [room for room in _memory_limits(root) if room[0] < total]
-    quotas = list(_cpu_quotas(root))
-    cores = len(os.sched_getaffinity(0))
     return Machine(
         total_bytes=total,
         available_bytes=max(0, min([available, *(limit - used for limit, used in limits)])),
         limit_bytes=min((limit for limit, _ in limits), default=None),
-        cores=max(1, min([cores, *(int(quota) for quota in quotas)])),
-        cpu_quota=min(quotas, default=None),
+        cores=granted_cores(root, os.sched_getaffinity(0)),
+        cpu_quota=min(_cpu_quotas(root), default=None),
         has_gpu=any((root / node).exists() for node in _GPU_DEVICES),
     )
 

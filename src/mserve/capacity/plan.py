@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
-from mserve.capacity.activations import activation_bytes, logits_bytes
+from mserve.capacity.activations import activation_bytes, logits_bytes, scratch_bytes
 from mserve.capacity.units import human_bytes
 from mserve.capacity.weights import weight_bytes
 from mserve.checkpoint import ModelSpec, check_ranks, kv_layout
@@ -60,9 +60,14 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan_memory(
-    spec: ModelSpec, engine_config: EngineConfig, available_bytes: int, ranks: int
+    spec: ModelSpec,
+    engine_config: EngineConfig,
+    available_bytes: int,
+    ranks: int,
+    native_threads: int | None = None,
 ) -> MemoryPlan:
     """Divide ``available_bytes``, what one of ``ranks`` may use, its weights included.
+    ``native_threads``: where native kernels compute all of a step, on how many threads.
 
     ``CapacityError`` if not even one request of the longest context fits; it names the longest
     that would.
@@ -76,6 +81,7 @@ def plan_memory(
     weights = weight_bytes(spec, ranks=ranks, dtype=dtype, expert_parallel=by_id)
     step_tokens = scheduler.max_num_batched_tokens
     activations = activation_bytes(spec, num_tokens=step_tokens, ranks=ranks, dtype=dtype)
+    activations += scratch_bytes(spec, native_threads=native_threads)
     rows = min(scheduler.max_num_seqs, step_tokens)
     logits = logits_bytes(spec, num_rows=rows)
     fixed = sum(weights.values()) + activations + logits

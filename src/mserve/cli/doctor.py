@@ -86,15 +86,22 @@ def _plain(name: str, value: str) -> Finding:
 
 
 def _processor(machine: Machine) -> list[Finding]:
+    from mserve.capacity import numa_nodes
+
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     useful = [flag for flag in _CPU_FLAGS if flag in flags]
-    nodes = numa_nodes(Path("/sys/devices/system/node"))
-    cores = {"granted": machine.cores, "present": os.cpu_count() or 1}
+    nodes = numa_nodes(Path("/"))
+    (threads,) = machine.threads(None, ranks=1)
+    cores = {"granted": len(machine.cores), "quota": machine.cpu_quota}
+    cores |= {"present_cpus": os.cpu_count() or 1}
     return [
         _plain("cpu", info.get("model name") or platform.processor() or "unknown"),
-        Finding("cores", cores, f"{cores['granted']} granted of {cores['present']}"),
-        Finding("numa_nodes", nodes, _numa_line(nodes)),
+        Finding("cores", cores, _cores_line(machine)),
+        Finding("threads", msgspec.to_builtins(threads), threads.line),
+        Finding(
+            "numa_nodes", {f"node{node}": cpus for node, cpus in nodes.items()}, numa_line(nodes)
+        ),
         Finding("cpu_flags", useful, " ".join(useful) or "none of those that matter"),
     ]
 
@@ -143,20 +150,15 @@ def _cpuinfo() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in rows}
 
 
-def numa_nodes(root: Path) -> dict[str, str]:
-    """Processor list by node name, such as {"node0": "0-15"}; empty where the kernel has none."""
-    found = sorted(root.glob("node[0-9]*"), key=lambda path: int(path.name.removeprefix("node")))
-    return {
-        path.name: (path / "cpulist").read_text(encoding="utf-8").strip()
-        for path in found
-        if (path / "cpulist").is_file()
-    }
+def _cores_line(machine: Machine) -> str:
+    line = f"{len(machine.cores)} granted, of {os.cpu_count()} processors"
+    return line if machine.cpu_quota is None else f"{line}, limited to {machine.cpu_quota:g}"
 
 
-def _numa_line(nodes: dict[str, str]) -> str:
+def numa_line(nodes: dict[int, str]) -> str:
     if len(nodes) < 2:
         return "1"
-    return f"{len(nodes)}: " + ", ".join(f"{name} has {cores}" for name, cores in nodes.items())
+    return f"{len(nodes)}: " + ", ".join(f"node {node} has {cpus}" for node, cpus in nodes.items())
 
 
 def _compiler() -> Finding:

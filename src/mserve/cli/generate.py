@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
-from mserve.cli.serve import check_fits, parse_bytes
+from mserve.cli.serve_checks import check_fits, parse_bytes
 from mserve.core import (
     CacheConfig,
     EngineConfig,

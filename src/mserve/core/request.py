@@ -18,6 +18,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 1024
 MAX_CHOICES = 128
 MAX_LOGIT_BIAS = 1024
+MIN_REPETITION_PENALTY = 0.01
+"""Logits are divided by it: near zero they would leave the range of floats."""
 
 
 class ThinkingBudget(msgspec.Struct, frozen=True):
@@ -61,7 +63,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _between("temperature", self.temperature, 0.0, 2.0)
         _between("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _between("min_p", self.min_p, 0.0, 1.0)
-        _between("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
+        _between("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, 10.0)
         _between("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _between("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _between("top_k", self.top_k, 0, vocab_size)

@@ -6,7 +6,8 @@ Knows the checkpoint, the groups and the device of one rank. Does not know how r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -18,13 +19,15 @@ from mserve.checkpoint import (
     convert_on_load,
 )
 from mserve.core import EngineConfig, SetupError
-from mserve.kernels import KernelChoice, choose_kernels
+from mserve.kernels import KernelChoice, choose_kernels, native
 from mserve.layers import KVCache, check_kernels
 from mserve.matcher import Vocabulary
 from mserve.models import build_model
 from mserve.parallel import Groups
 from mserve.runner import Runner
-from mserve.weights import load
+from mserve.weights import Converting, Piece, load
+
+logger = logging.getLogger(__name__)
 
 
 def dtype_name(config: EngineConfig, checkpoint: Checkpoint) -> str:
@@ -70,19 +73,12 @@ def device_of_rank(config: EngineConfig, rank: int) -> torch.device:
 
 
 def use_threads(
-    config: EngineConfig, checkpoint: Checkpoint, device: torch.device, threads: int
+    config: EngineConfig, device: torch.device, threads: int, cpus: Sequence[int] = ()
 ) -> KernelChoice:
-    """Give this rank ``threads`` CPU threads and the fastest kernels there are for what it runs."""
+    """Give this rank ``threads`` CPU threads, on ``cpus`` if there is one for each, and the fastest
+    kernels there are for what it runs."""
     torch.set_num_threads(threads)
-    spec, dtype = spec_to_run(config, checkpoint), dtype_name(config, checkpoint)
-    formats = {spec.quantization.format, *spec.quantization.exceptions.values()}
-    planes = cache_layout(spec, config, config.parallel.tensor_parallel_size).planes
-    kernels = choose_kernels(
-        device,
-        threads,
-        int8_weights=not formats.isdisjoint(("int8", "int8_static")),
-        packed_cache=any(plane.dtype != dtype for plane in planes),
-    )
+    kernels = choose_kernels(device, threads, cpus)
     if config.deterministic:
         _check_deterministic(config, kernels)
     return kernels
@@ -99,8 +95,7 @@ def _check_deterministic(config: EngineConfig, kernels: KernelChoice) -> None:
     if not kernels.batch_invariant:
         raise SetupError(
             f"--deterministic needs native kernels for everything; here: {kernels.line}",
-            hint="serve a bf16 or fp32 checkpoint with a cache of its type on a CPU, or leave "
-            "--deterministic out",
+            hint="serve on a CPU with the C++ kernels built, or leave --deterministic out",
         )
 
 
@@ -118,6 +113,17 @@ def load_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
     return Vocabulary(facts, lambda text: tokenizer.encode(text, add_special_tokens=False))
 
 
+def touch_weights(pieces: Iterable[Piece]) -> None:
+    """Put the rows of every part of a matrix near the threads that will read them.
+
+    A matrix of several parts that is read as one, as queries, keys and values are, is split a
+    little differently from its parts, and that little of it is read from another node."""
+    for piece in pieces:
+        kept = piece.destination
+        for tensor in kept.stores if isinstance(kept, Converting) else (kept,):
+            native.touch_rows(tensor)
+
+
 def load_runner(
     checkpoint: Checkpoint,
     config: EngineConfig,
@@ -127,14 +133,21 @@ def load_runner(
     kernels: KernelChoice,
     progress: Callable[[int, int], None] = lambda done_bytes, total_bytes: None,
     *,
+    nodes: Sequence[int] = (),
     vocabulary: Vocabulary | None = None,
 ) -> Runner:
-    """This rank's share of the model, loaded, with ``num_blocks`` empty KV blocks.
-    Kernels other than the reference are held against it first."""
+    """This rank's share of the model, loaded, with ``num_blocks`` empty KV blocks. Its memory is
+    spread over ``nodes``, those of its threads, if these are pinned. Kernels other than the
+    reference are held against it first."""
     spec, dtype = spec_to_run(config, checkpoint), dtype_name(config, checkpoint)
     model = build_model(spec, groups, getattr(torch, dtype), device)
+    spread = kernels.pinned and len(nodes) > 1
+    if spread:
+        touch_weights(model.pieces())
     load(checkpoint, model.pieces(), progress)
     cache = KVCache(cache_layout(spec, config, groups.tensor.size), num_blocks, device)
+    if spread and not native.interleave(cache.pool, nodes):
+        logger.warning("KV blocks may all lie on one NUMA node: the system forbids mbind")
     if kernels.implementation != "reference":
         with torch.inference_mode():
             check_kernels(model, cache)

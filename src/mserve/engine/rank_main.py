@@ -41,7 +41,7 @@ def main() -> None:
 
     device = device_of_rank(launch.config, launch.rank)
     checkpoint = open_checkpoint(launch.config.model.path)
-    kernels = use_threads(launch.config, checkpoint, device, launch.num_threads)
+    kernels = use_threads(launch.config, device, launch.threads.count, launch.threads.cpus)
     sys.stdout.buffer.write(HELLO)
     sys.stdout.buffer.flush()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads the pipe from here on
@@ -52,7 +52,15 @@ def main() -> None:
         expert_parallel=launch.config.parallel.enable_expert_parallel,
         backend="nccl" if device.type == "cuda" else "gloo",
     )
-    runner = load_runner(checkpoint, launch.config, groups, device, launch.num_blocks, kernels)
+    runner = load_runner(
+        checkpoint,
+        launch.config,
+        groups,
+        device,
+        launch.num_blocks,
+        kernels,
+        nodes=launch.threads.nodes,
+    )
     decoder = msgspec.msgpack.Decoder(StepPlan)
     while True:
         runner.run(decoder.decode(plans.get()))

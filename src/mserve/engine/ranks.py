@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +29,7 @@ from typing import BinaryIO
 import msgspec
 
 import mserve
+from mserve.capacity import Threads
 from mserve.core import EngineConfig, EngineError, SetupError, StepPlan, StepResult
 from mserve.engine.loop import Runner
 
@@ -46,16 +47,22 @@ class RankLaunch(msgspec.Struct, frozen=True):
     size: int
     init_method: str
     num_blocks: int
-    num_threads: int
+    threads: Threads
 
 
 class RankProcesses:
     """The children of rank 0. They leave when ``close`` is called or this process ends."""
 
     def __init__(
-        self, config: EngineConfig, init_method: str, *, num_blocks: int, num_threads: int
+        self,
+        config: EngineConfig,
+        init_method: str,
+        *,
+        num_blocks: int,
+        threads: Sequence[Threads],
     ) -> None:
-        """Start all children and wait until each can be met. ``SetupError`` if one cannot."""
+        """Start all children, with ``threads`` by rank, and wait until each can be met.
+        ``SetupError`` if one cannot."""
         size = config.parallel.tensor_parallel_size
         self._closing = False
         self._children: list[subprocess.Popen[bytes]] = []
@@ -63,7 +70,7 @@ class RankProcesses:
             for rank in range(1, size):
                 child = _spawn()
                 self._children.append(child)
-                launch = RankLaunch(config, rank, size, init_method, num_blocks, num_threads)
+                launch = RankLaunch(config, rank, size, init_method, num_blocks, threads[rank])
                 _send(child, rank, msgspec.msgpack.encode(launch))
             for rank, child in enumerate(self._children, start=1):
                 if _output(child).read(len(HELLO)) != HELLO:

@@ -10,14 +10,14 @@ and what owns what. Does not know sockets (``main``) or how a stage does its wor
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Self
 
 import torch
 
 from mserve.cache import BlockLedger
-from mserve.capacity import Machine, MemoryPlan, plan_memory, read_machine, render
+from mserve.capacity import Machine, MemoryPlan, Threads, plan_memory, read_machine, render
 from mserve.checkpoint import Checkpoint, open_checkpoint
 from mserve.core import (
     BLOCK_TOKENS,
@@ -48,6 +48,7 @@ from mserve.engine.ranks import (
     rendezvous,
     stay_on_this_machine,
 )
+from mserve.kernels import KernelChoice
 from mserve.parallel import Groups, close_groups, init_groups
 from mserve.runner import is_out_of_memory
 from mserve.scheduler import Scheduler
@@ -114,10 +115,16 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
 
     report(Loading("memory", 0.0))
     machine = read_machine()
-    threads = max(1, (config.num_threads or machine.cores) // size)
-    kernels = use_threads(config, checkpoint, device, threads)
+    threads = machine.threads(config.num_threads, size)
+    kernels = use_threads(config, device, threads[0].count, threads[0].cpus)
     available_bytes = _available_bytes(machine, device, size)
-    memory = plan_memory(spec_to_run(config, checkpoint), config, available_bytes, size)
+    memory = plan_memory(
+        spec_to_run(config, checkpoint),
+        config,
+        available_bytes,
+        size,
+        native_threads=threads[0].count if kernels.batch_invariant else None,
+    )
     report(Loading("memory", 1.0, report=render(memory)))
 
     # The first step is the proof that all ranks are connected: some still read the meeting place
@@ -135,6 +142,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
             memory.num_blocks,
             kernels,
             _WeightProgress(report),
+            nodes=threads[0].nodes,
             vocabulary=vocabulary,
         )
         if ranks is not None:
@@ -152,7 +160,8 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
         report=[
             *render(memory),
             _machine_line(device, size, config, checkpoint),
-            f"kernels: {kernels.line}, threads per rank {threads}",
+            f"kernels: {kernels.line}",
+            _threads_line(threads, kernels),
         ],
     )
     engine = Engine(_scheduler(config, checkpoint, memory), runner)
@@ -170,7 +179,7 @@ def _meet(
     config: EngineConfig,
     device: torch.device,
     num_blocks: int,
-    threads: int,
+    threads: Sequence[Threads],
     meeting_place: str,
     report: Report,
     resources: ExitStack,
@@ -182,7 +191,7 @@ def _meet(
     report(Loading("ranks", 0.0))
     stay_on_this_machine()
     method = init_method(meeting_place)
-    ranks = RankProcesses(config, method, num_blocks=num_blocks, num_threads=threads)
+    ranks = RankProcesses(config, method, num_blocks=num_blocks, threads=threads)
     resources.callback(ranks.close)
     groups = init_groups(
         0,
@@ -273,3 +282,11 @@ def _machine_line(
     dtype, packed = dtype_name(config, checkpoint), spec_to_run(config, checkpoint).quantization
     weights = dtype if packed.format == "plain" else f"{dtype}, {packed.format} weights"
     return f"running on {where}: {weights}, {ranks}{split}, torch {torch.__version__}"
+
+
+def _threads_line(threads: Sequence[Threads], kernels: KernelChoice) -> str:
+    first = threads[0]
+    if first.cpus and not kernels.pinned:
+        who = "torch places them" if kernels.implementation == "reference" else "it is forbidden"
+        first = Threads(first.count, why_not=who)
+    return f"on each rank {first.line}" if len(threads) > 1 else first.line

@@ -9,11 +9,11 @@ from mserve.kernels.cache_plane import CachePlane, ScaledPlane
 from mserve.kernels.choose import (
     KernelChoice,
     choose_kernels,
+    draw,
     embedding,
     find_kernels,
     gated_mlp,
     gemma_rms_norm,
-    highest,
     linear,
     mean_squares,
     norm_rope,
@@ -30,12 +30,26 @@ from mserve.kernels.choose import (
     write_kv,
 )
 from mserve.kernels.compare import compared_kernels
+from mserve.kernels.draw import DrawRules
 from mserve.kernels.exact_top_k import exact_top_k
 from mserve.kernels.linear_fp8_block import FP8_BLOCK, dequantize_fp8_block, linear_fp8_block
-from mserve.kernels.linear_int8 import linear_int8, linear_int8_static, quantize_tokens
+from mserve.kernels.linear_int8 import (
+    StaticInputs,
+    linear_int8,
+    linear_int8_static,
+    quantize_tokens,
+)
 from mserve.kernels.linear_mxfp8 import MXFP8_GROUP, dequantize_mxfp8, linear_mxfp8
-from mserve.kernels.matrix import Fp8BlockMatrix, Matrix, Mxfp8Matrix
+from mserve.kernels.matrix import (
+    Fp8BlockMatrix,
+    Int8Matrix,
+    Int8StaticMatrix,
+    Matrix,
+    Mxfp8Matrix,
+)
 from mserve.kernels.moe import sum_experts
+from mserve.kernels.random import uniform
+from mserve.kernels.ranking import best, rank_of
 from mserve.kernels.rms_norm import rms_norm_given
 from mserve.kernels.rope import rope, rope_frequencies
 
@@ -43,22 +57,27 @@ __all__ = [
     "FP8_BLOCK",
     "MXFP8_GROUP",
     "CachePlane",
+    "DrawRules",
     "Fp8BlockMatrix",
     "GatedActivation",
+    "Int8Matrix",
+    "Int8StaticMatrix",
     "KernelChoice",
     "Matrix",
     "Mxfp8Matrix",
     "ScaledPlane",
+    "StaticInputs",
+    "best",
     "choose_kernels",
     "compared_kernels",
     "dequantize_fp8_block",
     "dequantize_mxfp8",
+    "draw",
     "embedding",
     "exact_top_k",
     "find_kernels",
     "gated_mlp",
     "gemma_rms_norm",
-    "highest",
     "linear",
     "linear_fp8_block",
     "linear_int8",
@@ -68,6 +87,7 @@ __all__ = [
     "norm_rope",
     "paged_attention",
     "quantize_tokens",
+    "rank_of",
     "residual_sum",
     "rms_norm",
     "rms_norm_given",
@@ -82,6 +102,7 @@ __all__ = [
     "sparse_attention",
     "sum_experts",
     "swiglu_oai",
+    "uniform",
     "use_kernels",
     "write_kv",
 ]

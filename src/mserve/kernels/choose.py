@@ -1,8 +1,7 @@
 """Which implementation of each op runs: chosen once at start, printed, and never changed silently.
 
     reference   torch, every device and dtype: what the other must equal
-    native      C++ on the CPU, bf16 and fp32 activations; weights plain, MXFP8 or block FP8. INT8
-                weights and packed caches stay with the reference
+    native      C++ on the CPU, bf16 and fp32 activations, weights and caches of every form
 
 The reference runs until ``choose_kernels`` is called, so a test or a script that wants the other
 says so. Knows what exists for which device; does not know how any of it computes.
@@ -10,15 +9,15 @@ says so. Knows what exists for which device; does not know how any of it compute
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from mserve.kernels import native
+from mserve.kernels.draw import draw as draw_in_torch
 from mserve.kernels.embedding import embedding as embedding_in_torch
-from mserve.kernels.highest import highest as highest_in_torch
 from mserve.kernels.linear import linear as linear_in_torch
 from mserve.kernels.moe import gated_mlp as gated_mlp_in_torch
 from mserve.kernels.moe import run_experts as run_experts_in_torch
@@ -61,7 +60,7 @@ mean_squares = Op(mean_squares_in_torch, native.mean_squares)
 rope_angles = Op(rope_angles_in_torch, native.rope_angles)
 embedding = Op(embedding_in_torch, native.embedding)
 residual_sum = Op(residual_sum_in_torch, native.residual_sum)
-highest = Op(highest_in_torch, native.highest)
+draw = Op(draw_in_torch, native.draw)
 write_kv = Op(write_kv_in_torch, native.write_kv)
 select_blocks = Op(select_blocks_in_torch, native.select_blocks)
 paged_attention = Op(paged_attention_in_torch, native.paged_attention)
@@ -80,14 +79,12 @@ OPS = (
     rope_angles,
     embedding,
     residual_sum,
-    highest,
+    draw,
     write_kv,
     select_blocks,
     paged_attention,
     sparse_attention,
 )
-
-OPS_OF_CACHE = (write_kv, select_blocks, paged_attention, sparse_attention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +98,7 @@ class KernelChoice:
     implementation: Literal["reference", "native"]
     line: str
     batch_invariant: bool = False
+    pinned: bool = False  # every worker thread to a core
 
 
 def find_kernels(device: torch.device) -> KernelChoice:
@@ -114,26 +112,15 @@ def find_kernels(device: torch.device) -> KernelChoice:
     return KernelChoice("native", f"C++ {native.isa()}")
 
 
-def choose_kernels(
-    device: torch.device, threads: int, *, int8_weights: bool = False, packed_cache: bool = False
-) -> KernelChoice:
-    """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads.
-
-    INT8 weights have linears of their own, in torch only; a ``packed_cache``, of another type
-    than activations, is read and written by the reference.
-    """
+def choose_kernels(device: torch.device, threads: int, cpus: Sequence[int] = ()) -> KernelChoice:
+    """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads, pinned
+    to ``cpus`` if there is one for each."""
     choice = find_kernels(device)
     use_kernels(choice.implementation)
     if choice.implementation == "reference":
         return choice
-    native.set_num_threads(threads)
-    slow = ["INT8 weights"] if int8_weights else []
-    if packed_cache:
-        slow.append("attention over the packed cache")
-        for op in OPS_OF_CACHE:
-            op.run = op.reference
-    line = f"{choice.line}; {' and '.join(slow)} in torch, slow" if slow else choice.line
-    return KernelChoice("native", line, batch_invariant=not slow)
+    pinned = native.set_num_threads(threads, cpus) and len(cpus) > 0
+    return KernelChoice("native", choice.line, batch_invariant=True, pinned=pinned)
 
 
 def use_kernels(implementation: Literal["reference", "native"]) -> None:

@@ -3,17 +3,29 @@
     dynamic    s = amax|x| / 127 per token    y = (round(x / s) . w) * s * weight_scale
     static     q = round(x / input_scale) + input_offset, within int8
                                               y = (q . w + quant_bias) * deq_scale
+               the input's scale and offset are of a part of the rows, as matrices have them
 
 Rounding goes to the nearest, ties to even. Legend: T tokens, N rows, K width.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from mserve.kernels.tiles import row_tiles
 
 _LARGEST = 127
+
+
+class StaticInputs(NamedTuple):
+    """``scale`` and ``offset`` [P] fp32 by which the input of each part of a matrix, of
+    ``part_rows`` rows, becomes integers."""
+
+    scale: torch.Tensor
+    offset: torch.Tensor
+    part_rows: tuple[int, ...]
 
 
 def linear_int8(
@@ -41,17 +53,21 @@ def quantize_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def linear_int8_static(
     x: torch.Tensor,
     weight: torch.Tensor,
-    input_scale: torch.Tensor,
-    input_offset: torch.Tensor,
+    inputs: StaticInputs,
     quant_bias: torch.Tensor,
     deq_scale: torch.Tensor,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """``x`` [T, K] bf16 or fp32 times ``weight`` [N, K] int8, transposed; [T, N] of ``out_dtype``
-    (x's by default). ``input_scale`` and ``input_offset`` [1] fp32 are of all inputs,
-    ``quant_bias`` [N] int32, ``deq_scale`` [N] fp32."""
-    quantized = ((x.float() / input_scale).round() + input_offset).clamp(-_LARGEST - 1, _LARGEST)
-    sums = _integer_linear(quantized, weight) + quant_bias.double()
+    (x's by default). ``quant_bias`` [N] int32, ``deq_scale`` [N] fp32."""
+    sums = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float64, device=x.device)
+    first = 0
+    for scale, offset, rows in zip(inputs.scale, inputs.offset, inputs.part_rows, strict=True):
+        part = slice(first, first + rows)
+        quantized = ((x.float() / scale).round() + offset).clamp(-_LARGEST - 1, _LARGEST)
+        sums[:, part] = _integer_linear(quantized, weight[part])
+        first += rows
+    sums += quant_bias.double()
     return (sums.float() * deq_scale).to(out_dtype or x.dtype)
 
 

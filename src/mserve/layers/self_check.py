@@ -7,16 +7,26 @@ blocks. Costs one layer's reference per kind.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from mserve.core import BLOCK_TOKENS
-from mserve.kernels import compared_kernels, highest, write_kv
+from mserve.kernels import DrawRules, compared_kernels, draw, write_kv
 from mserve.layers.batch import Batch
 from mserve.layers.decoder import Decoder, DecoderLayer
 from mserve.layers.kv_cache import KVCache
 
 _TOKENS = 3
 _SPARE_BLOCKS = 3  # beyond what selection keeps
+# One row of each way: the highest, the whole vocabulary, a nucleus.
+_DRAWN = DrawRules(
+    temperature=np.array([0.0, 1.5, 1.5]),
+    top_k=np.zeros(_TOKENS, dtype=np.int64),
+    top_p=np.array([1.0, 1.0, 0.9]),
+    min_p=np.zeros(_TOKENS),
+    seeds=np.zeros(_TOKENS, dtype=np.uint64),
+    positions=np.arange(_TOKENS),
+)
 
 
 def check_kernels(decoder: Decoder, cache: KVCache) -> list[int]:
@@ -56,7 +66,7 @@ def _check_layer(decoder: Decoder, number: int, cache: KVCache) -> None:
     scores = torch.randn((_TOKENS, 1000), generator=generator).to(device)
     with compared_kernels():
         layer(hidden, batch, decoder.angles(batch.positions), cache)
-        highest(scores)
+        draw(scores, _DRAWN)
     cache.clear(blocks)
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mserve.core import RowResult, Span, StepPlan, StepResult, TokenLogprobs
-from mserve.kernels import highest
+from mserve.kernels import DrawRules, draw
 from mserve.layers import Batch, KVCache
 from mserve.matcher import Vocabulary
 from mserve.models import Model
@@ -135,21 +135,27 @@ class Runner:
         self._score_prompts(spans, batch, hidden, computed)
 
     @torch.inference_mode()
-    def _decode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [T, vocab] of every token of ``batch``, the highest of each row, and their ids."""
+    def _decode(self, batch: Batch, rules: DrawRules) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [T, vocab] of every token of ``batch``, the highest of each row, and the ids that
+        ``rules`` give."""
         logits = self._model.logits(self._model.forward(batch, self._cache))
         assert logits is not None
-        return logits, *highest(logits)
+        return logits, *draw(logits, rules)
 
     def _choose(self, row_numbers: list[int], decoded: Decoded, computed: _Computed) -> None:
-        """A successor for every row. Greedy ones need no more than the highest logit."""
-        if not self._rows.is_greedy(row_numbers):
-            return self._sample_rows(np.asarray(row_numbers), decoded.logits, computed)
-        computed.tokens.update(zip(row_numbers, decoded.best_ids, strict=True))
+        """A successor for every row: of plain ones, what was drawn while they were decoded."""
+        plain = self._rows.plain
+        others = [place for place, row in enumerate(row_numbers) if not plain[row]]
+        computed.tokens.update(zip(row_numbers, decoded.token_ids, strict=True))
         for row, value in zip(row_numbers, decoded.highest, strict=True):
-            if not isfinite(value):
+            if not isfinite(value) and plain[row]:
                 computed.tokens[row] = 0
                 computed.failed[row] = _NOT_A_NUMBER
+        if others:
+            whole = len(others) == len(row_numbers)
+            logits = decoded.logits if whole else decoded.logits[torch.tensor(others)]
+            numbers = np.asarray([row_numbers[place] for place in others])
+            self._sample_rows(numbers, logits, computed)
 
     @torch.inference_mode()
     def _sample_rows(self, row_numbers: np.ndarray, logits: Tensor, computed: _Computed) -> None:

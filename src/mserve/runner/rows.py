@@ -109,7 +109,7 @@ class RowTable:
         self.num_outputs = np.zeros(num_rows, dtype=np.int64)
         self.edited = np.zeros(num_rows, dtype=bool)  # a penalty, bias, min_tokens or budget is set
         self.scored = np.zeros(num_rows, dtype=bool)  # logprobs are asked for
-        self._greedy = [True] * num_rows  # nothing but the highest logit counts
+        self.plain = [True] * num_rows  # logits and the numbers above are all that matters
 
     def __getitem__(self, row: int) -> Row:
         state = self._rows[row]
@@ -132,13 +132,7 @@ class RowTable:
         )
         self.scored[row] = sampling.logprobs is not None
         constrained = sampling.constraint is not None
-        self._greedy[row] = not (
-            self.temperature[row] or self.edited[row] or self.scored[row] or constrained
-        )
-
-    def is_greedy(self, rows: Sequence[int]) -> bool:
-        """Whether each of ``rows`` takes the id of its highest logit and asks for no more."""
-        return all(self._greedy[row] for row in rows)
+        self.plain[row] = not (self.edited[row] or self.scored[row] or constrained)
 
     def append(self, row: int, token_id: int) -> None:
         """The row's successor token was sampled."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mserve.core import TokenLogprobs
-from mserve.sampler.ranking import best, rank_of
+from mserve.kernels import best, rank_of
 
 
 def score(logits_RV: Tensor, token_ids_R: Tensor, num_top: list[int]) -> list[TokenLogprobs]:

@@ -25,6 +25,7 @@ from mserve.server.errors import (
     on_bug,
     on_http_exception,
     on_mserve_error,
+    on_recursion,
 )
 from mserve.server.identity import new_id
 from mserve.server.service import Service
@@ -69,6 +70,7 @@ def create_app(service: Service) -> Starlette:
         ],
         exception_handlers={
             MserveError: on_mserve_error,
+            RecursionError: on_recursion,
             HTTPException: on_http_exception,
             Exception: on_bug,
         },

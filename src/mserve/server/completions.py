@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mserve.core import TokenLogprobs
-from mserve.server.decode import decode, notice_headers, read_body
+from mserve.server.decode import notice_headers, read_request
 from mserve.server.generation import ChoiceUpdate, Generation
 from mserve.server.identity import new_id, service_of
 from mserve.server.logprobs import completion_logprobs, prompt_logprobs
@@ -28,7 +28,7 @@ from mserve.text import Detokenizer
 async def create_completion(http: Request) -> Response:
     """Admit, generate, and hand the answers over whole or as they come."""
     service = service_of(http)
-    request, ignored = decode(await read_body(http), CompletionRequest)
+    request, ignored = await read_request(http, CompletionRequest)
     model = service.resolve_model(request.model)
     check_options(request, service.config.policy)
     ready = service.admit()

@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from mserve.core import RequestError
 from mserve.server.errors import HTTPError
+from mserve.server.off_loop import off_loop_if_long
 from mserve.server.schema import HARMLESS
 
 MAX_BODY_BYTES = 32 << 20
@@ -54,15 +56,25 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
+async def read_request(http: Request, schema: type[T]) -> tuple[T, list[str]]:
+    """The body of ``http``, as ``decode`` gives it."""
+    body = await read_body(http)
+    return await off_loop_if_long(len(body), partial(decode, body, schema))
+
+
 def decode(body: bytes, schema: type[T]) -> tuple[T, list[str]]:
     """The request, and the names of its fields that have no effect.
 
     Of a field that is there twice one value would win, and which one is a matter of the parser: a
-    proxy in front may have checked the other. So it is refused.
+    proxy in front may have checked the other. So it is refused. Clients whose strings are UTF-16
+    cut characters in half; a half becomes U+FFFD, since refusing it would end the session.
 
     Raises ``RequestError`` naming the field that is wrong or not supported.
     """
     known = {field.encode_name for field in msgspec.structs.fields(schema)}
+    repaired = _ESCAPE.sub(_whole, body) if _SURROGATE.search(body) else body
+    notes = [] if repaired == body else ["half of a character"]
+    body = repaired
     try:
         body.decode()
         fields = _top_level.decode(body)
@@ -73,13 +85,11 @@ def decode(body: bytes, schema: type[T]) -> tuple[T, list[str]]:
             _refuse_unless_harmless(name, raw)
     except UnicodeDecodeError:
         raise RequestError("the body is not valid UTF-8", code="invalid_json") from None
-    except RecursionError:
-        raise RequestError("the body is nested too deeply", code="invalid_json") from None
     except msgspec.ValidationError as error:
         raise _explained(error) from None
     except msgspec.DecodeError as error:
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
-    return request, [name for name in unknown if name not in HARMLESS]
+    return request, [*notes, *(name for name in unknown if name not in HARMLESS)]
 
 
 def notice_headers(ignored: Sequence[str], warnings: Sequence[str] = ()) -> dict[str, str]:
@@ -120,6 +130,10 @@ def _explained(error: msgspec.ValidationError) -> RequestError:
     return RequestError(f"{param}: {message}" if param else message, param=param)
 
 
+def _whole(escape: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if escape["half"] else escape[0]
+
+
 def _check_unique(pairs: list[tuple[str, Any]]) -> None:
     seen = set()
     for name, _ in pairs:
@@ -133,6 +147,10 @@ def _check_unique(pairs: list[tuple[str, Any]]) -> None:
 # Numbers are not of interest, so they are not made.
 _unique = json.JSONDecoder(
     object_pairs_hook=_check_unique, parse_int=len, parse_float=len, strict=False
+)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_ESCAPE = re.compile(  # whole pairs first, and no backslash that is escaped itself
+    rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
 _top_level = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _JSON_NAMES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}

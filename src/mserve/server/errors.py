@@ -163,6 +163,12 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     return error_response(request.scope, wrapped, error.headers)
 
 
+async def on_recursion(request: Request, error: Exception) -> Response:
+    """All that recurs here follows what a request nests: objects, schemas, arguments."""
+    refusal = RequestError("the request is nested too deeply", code="invalid_json")
+    return error_response(request.scope, refusal)
+
+
 async def on_bug(request: Request, error: Exception) -> Response:
     """Anything nobody raised on purpose: logged in full, shown as a plain 500."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)

@@ -18,6 +18,7 @@ import msgspec
 
 from mserve.core import RequestError, SamplingParams, ThinkingBudget
 from mserve.server.generation import Generation
+from mserve.server.off_loop import off_loop_if_long
 from mserve.server.prompts import Prompt, chat_prompt, ignored_variables
 from mserve.server.service import Service, TextTools
 from mserve.server.turn import Turn
@@ -111,7 +112,9 @@ async def prepare(service: Service, ready: Ready, turn: Turn) -> Prepared:
             )
         sampling = msgspec.structs.replace(sampling, thinking_budget=budget)
     ignored = [*turn.notes, *_ignored_variables(text, turn)]
-    constrained = _constraint(text, turn, plan.start)
+    num_chars = len(msgspec.json.encode([turn.messages, turn.tools, turn.text_format]))
+    write = partial(_written, service, ready, turn, plan)
+    constrained, prompt = await off_loop_if_long(num_chars, write)
     if constrained is not None:
         await service.grammars.check(constrained)
         sampling = msgspec.structs.replace(sampling, constraint=constrained.constraint)
@@ -119,7 +122,7 @@ async def prepare(service: Service, ready: Ready, turn: Turn) -> Prepared:
     sampling.validate(ready.vocab_size)
     return Prepared(
         turn=turn,
-        prompt=await _prompt(service, ready, turn, plan),
+        prompt=prompt,
         sampling=sampling,
         start=plan.start,
         ignored=tuple(ignored),
@@ -127,14 +130,21 @@ async def prepare(service: Service, ready: Ready, turn: Turn) -> Prepared:
     )
 
 
-async def _prompt(service: Service, ready: Ready, turn: Turn, plan: ThinkingPlan) -> Prompt:
+def _written(
+    service: Service, ready: Ready, turn: Turn, plan: ThinkingPlan
+) -> tuple[Constrained | None, Prompt]:
+    """All that takes longer the more the request says."""
+    return _constraint(service.text, turn, plan.start), _prompt(service, ready, turn, plan)
+
+
+def _prompt(service: Service, ready: Ready, turn: Turn, plan: ThinkingPlan) -> Prompt:
     text = service.text
     messages = normalised(with_stable_prefix(turn.messages, service.config.stable_prefix_rules))
     kept = None
     if service.config.keep_thinking and text.dialect is not None:
         quote = partial(text.tokenizer.quote, hidden_only=True)
         kept = KeptThinking(messages, text.dialect, quote)
-    return await chat_prompt(
+    return chat_prompt(
         text,
         ready,
         messages if kept is None else kept.messages,

@@ -1,17 +1,16 @@
 """From what a request calls its prompt to token ids within the vocabulary.
 
-Knows templates, the tokenizer and the shapes a prompt may have. Does not know sampling. Long
-texts are rendered and tokenized off the event loop, so that streams beside them do not stall.
+Knows templates, the tokenizer and the shapes a prompt may have. Does not know sampling.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from mserve.core import ContextLengthError, RequestError
+from mserve.server.off_loop import off_loop_if_long
 from mserve.server.schema import Prompts
 from mserve.server.service import TextTools
 from mserve.text import Tokenizer, unquote
@@ -20,9 +19,6 @@ from mserve.wire import Ready
 MAX_PROMPTS = 1024
 
 _SAID = ("content", "reasoning_content")  # what an assistant's answer consists of
-_OFF_LOOP_CHARS = 20_000  # about 10 ms of tokenizing, against some 0.2 ms for a thread switch
-
-T = TypeVar("T")
 
 
 class Prompt(NamedTuple):
@@ -32,7 +28,7 @@ class Prompt(NamedTuple):
     text: str | None = None
 
 
-async def chat_prompt(
+def chat_prompt(
     text: TextTools,
     ready: Ready,
     messages: list[dict[str, Any]],
@@ -47,22 +43,17 @@ async def chat_prompt(
     writes its own special tokens, so none are added; nothing that a message or a tool holds can
     become one."""
     tokenizer = text.tokenizer
-
-    def render_and_encode() -> Prompt:
-        rendered = text.template.render(
-            [_quoted(message, tokenizer) for message in messages],
-            tools=tokenizer.quote(tools),
-            add_generation_prompt=add_generation_prompt,
-            variables=tokenizer.quote(variables or {}),
-        )
-        if edit is not None:
-            rendered = edit(rendered)
-        _check_length(text, ready, rendered)
-        ids = tokenizer.encode_rendered(rendered, add_special_tokens=add_special_tokens)
-        return Prompt(check_ids(ids, ready), unquote(rendered))
-
-    num_chars = sum(len(message.get("content") or "") for message in messages)
-    return await _off_loop_if_long(num_chars, render_and_encode)
+    rendered = text.template.render(
+        [_quoted(message, tokenizer) for message in messages],
+        tools=tokenizer.quote(tools),
+        add_generation_prompt=add_generation_prompt,
+        variables=tokenizer.quote(variables or {}),
+    )
+    if edit is not None:
+        rendered = edit(rendered)
+    _check_length(text, ready, rendered)
+    ids = tokenizer.encode_rendered(rendered, add_special_tokens=add_special_tokens)
+    return Prompt(check_ids(ids, ready), unquote(rendered))
 
 
 async def text_prompts(
@@ -81,7 +72,7 @@ async def text_prompts(
     for prompt in prompts:
         if isinstance(prompt, str):
             encode = functools.partial(_encode, text, ready, prompt, add_special_tokens)
-            made.append(await _off_loop_if_long(len(prompt), encode))
+            made.append(await off_loop_if_long(len(prompt), encode))
         elif isinstance(prompt, list):
             made.append(Prompt(check_ids(prompt, ready)))
         else:
@@ -137,7 +128,3 @@ def check_ids(token_ids: list[Any], ready: Ready, *, param: str = "prompt") -> l
                 param=param,
             )
     return token_ids
-
-
-async def _off_loop_if_long(num_chars: int, work: Callable[[], T]) -> T:
-    return await asyncio.to_thread(work) if num_chars > _OFF_LOOP_CHARS else work()

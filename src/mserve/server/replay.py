@@ -22,7 +22,7 @@ _MAX_TEXT_BYTES = 32 << 20
 
 def signature_of(text: str) -> str:
     """Of a thinking block: 24 characters after the prefix."""
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:18]
+    digest = hashlib.sha256(text.encode()).digest()[:18]
     return _PREFIX + base64.b64encode(digest).decode()
 
 
@@ -33,7 +33,7 @@ def is_replayed_exactly(text: str, signature: str) -> bool | None:
 
 def packed(text: str) -> str:
     """``text`` as an opaque string."""
-    data = zlib.compress(text.encode("utf-8", "surrogatepass"))
+    data = zlib.compress(text.encode())
     return _PREFIX + base64.b64encode(data).decode()
 
 
@@ -44,7 +44,7 @@ def unpacked(content: str) -> str | None:
     unpacker = zlib.decompressobj()
     try:
         data = base64.b64decode(content.removeprefix(_PREFIX), validate=True)
-        text = unpacker.decompress(data, _MAX_TEXT_BYTES).decode("utf-8", "surrogatepass")
+        text = unpacker.decompress(data, _MAX_TEXT_BYTES).decode()
     except (binascii.Error, zlib.error, ValueError):
         return None
     return text if unpacker.eof else None

@@ -60,14 +60,14 @@ class ResponseStore:
         self._num_bytes += stored.num_bytes
         self._shrink()
 
-    def get(self, response_id: str) -> StoredResponse:
-        """Raises ``NotFoundError``."""
+    def get(self, response_id: str, *, param: str = "response_id") -> StoredResponse:
+        """``param``: the field that asks. Raises ``NotFoundError``."""
         stored = self._stored.get(response_id)
         if stored is None:
             raise NotFoundError(
                 f'there is no response "{response_id[:100]}": it was not stored, was deleted, or '
                 "made room for newer ones",
-                param="response_id",
+                param=param,
                 code="response_not_found",
             )
         self._stored.move_to_end(response_id)
@@ -75,11 +75,10 @@ class ResponseStore:
 
     def finished(self, response_id: str) -> StoredResponse:
         """One that can be continued. Raises ``NotFoundError``, or ``RequestError`` if it runs."""
-        stored = self.get(response_id)
-        if stored.response["status"] in ("queued", "in_progress"):
-            raise RequestError(
-                f'the response "{response_id[:100]}" is not finished', param="previous_response_id"
-            )
+        param = "previous_response_id"
+        stored = self.get(response_id, param=param)
+        if stored.response["status"] == "in_progress":
+            raise RequestError(f'the response "{response_id[:100]}" is not finished', param=param)
         return stored
 
     def delete(self, response_id: str) -> None:

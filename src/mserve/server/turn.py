@@ -17,7 +17,7 @@ import msgspec
 
 from mserve.core import RequestError, SamplingParams
 from mserve.text import ThinkingMode
-from mserve.text.grammar import MAX_NAME_CHARS, markup_can_hold
+from mserve.text.grammar import MAX_NAME_CHARS, check_names
 
 MAX_TOOLS = 2048
 
@@ -82,22 +82,12 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What the request carried and this server passes over, by place."""
 
 
-def check_tools(tools: tuple[Tool, ...], choice: ToolChoice, *, param: str = "tools") -> None:
+def check_tools(tools: tuple[Tool, ...], choice: ToolChoice) -> None:
     """Raise ``RequestError`` for tools that cannot be told apart or named, or a choice of none."""
     if len(tools) > MAX_TOOLS:
-        raise RequestError(f"at most {MAX_TOOLS} tools are allowed", param=param)
-    names: set[str] = set()
-    for number, tool in enumerate(tools):
-        where = f"{param}[{number}]"
-        if not tool.name or len(tool.name) > MAX_NAME_CHARS:
-            raise RequestError(f"{where}: a name has 1 to {MAX_NAME_CHARS} characters", param=where)
-        if not markup_can_hold(tool.name):
-            raise RequestError(
-                f'{where}: a name must not hold < > " or control characters', param=where
-            )
-        if tool.name in names:
-            raise RequestError(f'{where}: a second tool is called "{tool.name}"', param=where)
-        names.add(tool.name)
+        raise RequestError(f"at most {MAX_TOOLS} tools are allowed", param="tools")
+    names = [tool.name for tool in tools]
+    check_names(names)
     if choice.mode == "named" and choice.name not in names:
         raise RequestError(
             f'tool_choice names "{(choice.name or "")[:MAX_NAME_CHARS]}", which is no tool of '

@@ -138,7 +138,8 @@ def _add_result(made: list[Message], message: Mapping[str, Any], where: str) -> 
 def _order_results(messages: list[Message]) -> None:
     """Neither dialect writes ids: the order alone says which result is whose."""
     for number, message in enumerate(messages):
-        order = {call["id"]: i for i, call in enumerate(message.get("tool_calls", ()))}
+        calls = enumerate(message.get("tool_calls", ()))
+        order = {call["id"]: i for i, call in calls if call["id"] is not None}
         end = number + 1
         while end < len(messages) and messages[end]["role"] == "tool":
             end += 1
@@ -179,7 +180,8 @@ def _call(call: object, where: str) -> Message:
             else:
                 arguments = arguments_of(function.get("arguments"))
             inner = {"name": name, "arguments": arguments}
-            return {"id": call.get("id"), "type": "function", "function": inner, **inner}
+            call_id = call.get("id") if isinstance(call.get("id"), str) else None
+            return {"id": call_id, "type": "function", "function": inner, **inner}
     raise RequestError(f"{where} has no function name", param=where)
 
 

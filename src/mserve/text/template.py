@@ -88,8 +88,6 @@ class JinjaChatTemplate:
             message = f"the chat template failed on these messages: {failure}"
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError):
             message = "the chat template cannot render messages of this form"
-        except RecursionError:
-            message = "the messages are nested too deeply for the chat template"
         raise RequestError(message, param="messages", code="chat_template_error")
 
 

@@ -64,13 +64,13 @@ class ByteLevelTokenizer:
         self._bytes_of: dict[int, bytes] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        ids: list[int] = _encoded(self._backend, text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def encode_rendered(self, text: str, *, add_special_tokens: bool) -> list[int]:
         if QUOTE not in text:
             return self.encode(text, add_special_tokens=add_special_tokens)
-        found = self._backend.encode(text, add_special_tokens=False)
+        found = _encoded(self._backend, text)
         ids: list[int] = []
         start = 0  # of the text after the last mark
         for token_id, (begin, end) in zip(found.ids, found.offsets, strict=True):
@@ -85,7 +85,7 @@ class ByteLevelTokenizer:
         return [*around.ids[:first], *ids, *around.ids[first + len(found.ids) :]]
 
     def _encode_plain(self, text: str) -> list[int]:
-        ids: list[int] = self._plain.encode(unquote(text), add_special_tokens=False).ids
+        ids: list[int] = _encoded(self._plain, unquote(text)).ids
         return ids
 
     def quote(self, value: Any, *, hidden_only: bool = False) -> Any:
@@ -149,6 +149,14 @@ def load_tokenizer(checkpoint: Path) -> Tokenizer:
             hint="use the tokenizer.json that the MiniMax checkpoint was published with",
         )
     return ByteLevelTokenizer(backend)
+
+
+def _encoded(
+    backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = False
+) -> tokenizers.Encoding:
+    """Of the library's ways to encode, only those for batches let other threads run meanwhile."""
+    (found,) = backend.encode_batch([text], add_special_tokens=add_special_tokens)
+    return found
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -11,6 +11,8 @@ import torch
 from mserve import kernels
 from mserve.kernels import GatedActivation, Matrix
 from mserve.weights.fp8_block import Fp8BlockWeight
+from mserve.weights.int8 import Int8Weight
+from mserve.weights.int8_static import Int8StaticWeight
 from mserve.weights.mxfp8 import Mxfp8Weight
 from mserve.weights.plain import PlainWeight
 from mserve.weights.weight import Weight
@@ -59,7 +61,7 @@ def gated_mlp(
 
 def _stored_alike(matrices: tuple[Weight, ...]) -> list[Matrix]:
     """What the kernels take of these weights; nothing unless one kernel takes all."""
-    for form in (PlainWeight, Mxfp8Weight, Fp8BlockWeight):
+    for form in (PlainWeight, Mxfp8Weight, Fp8BlockWeight, Int8Weight, Int8StaticWeight):
         alike = [weight.matrix for weight in matrices if isinstance(weight, form)]
         if len(alike) == len(matrices):
             return alike

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 
 from mserve.core import CheckpointError
-from mserve.kernels import linear_int8
+from mserve.kernels import Int8Matrix, linear
 from mserve.weights.converting import Converting
 from mserve.weights.piece import Piece
 from mserve.weights.weight import Assembly, Part
@@ -43,7 +43,11 @@ class Int8Weight:
         return self.packed.shape
 
     def linear(self, x: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
-        return linear_int8(x, self.packed, self.scale, out_dtype)
+        return linear(x, self.matrix, out_dtype)
+
+    @property
+    def matrix(self) -> Int8Matrix:
+        return Int8Matrix(self.packed, self.scale)
 
     def __getitem__(self, expert: int) -> Self:
         return type(self)(self.packed[expert], self.scale[expert], self.assembly.expert(expert))

@@ -34,8 +34,6 @@ _FORMATS: dict[WeightFormat, _Format] = {
     "int8_static": Int8StaticWeight,
 }
 
-_NEVER_SHARED = "int8_static"
-
 
 @dataclass(frozen=True, slots=True)
 class Storage:
@@ -47,21 +45,16 @@ class Storage:
 
     def matrix(self, *parts: Part) -> Weight:
         """[N, K]: the parts' rows one below the other, in one store where their formats agree."""
-        runs = (tuple(run) for _, run in groupby(parts, self._store_of))
+        runs = (tuple(run) for _, run in groupby(parts, self._format_of))
         members = tuple(self._empty((run,), stacked=False) for run in runs)
         return members[0] if len(members) == 1 else Joined(members)
 
     def stack(self, experts: Sequence[Sequence[Part]]) -> Weight:
         """[E, N, K]: one matrix per expert, in one store where all formats agree."""
         kinds = {self._format_of(part) for parts in experts for part in parts}
-        if len(kinds) > 1 or _NEVER_SHARED in kinds:
+        if len(kinds) > 1:
             return Separate(tuple(self.matrix(*parts) for parts in experts))
         return self._empty(tuple(map(tuple, experts)), stacked=True)
-
-    def _store_of(self, part: Part) -> tuple[str, ...]:
-        """Neighbours with the same answer share a store."""
-        kind = self._format_of(part)
-        return (kind, part.source) if kind == _NEVER_SHARED else (kind,)
 
     def _format_of(self, part: Part) -> WeightFormat:
         return self.quantization.format_of(part.source)

@@ -3,6 +3,7 @@
     build.py     compiles cpp/ into a shared library; needs a C++ compiler, nothing of Python
     library.py   loads it, chooses instruction set and threads
     matrix_ops.py, row_ops.py, cache_ops.py   the ops on tensors
+    placement.py memory near the worker that reads it
     tape.py      a step's ops recorded, and played back in one call
     cpp/         the library: no torch, no Python, no OpenMP
 
@@ -27,10 +28,11 @@ from mserve.kernels.native.library import (
     use_isa,
 )
 from mserve.kernels.native.matrix_ops import gated_mlp, linear, run_experts
+from mserve.kernels.native.placement import interleave, touch_rows
 from mserve.kernels.native.row_ops import (
+    draw,
     embedding,
     gemma_rms_norm,
-    highest,
     mean_squares,
     norm_rope,
     read,
@@ -49,11 +51,12 @@ __all__ = [
     "NativeUnavailable",
     "Tape",
     "available_isas",
+    "draw",
     "embedding",
     "ensure_built",
     "gated_mlp",
     "gemma_rms_norm",
-    "highest",
+    "interleave",
     "isa",
     "library",
     "linear",
@@ -72,6 +75,7 @@ __all__ = [
     "select_blocks",
     "set_num_threads",
     "sparse_attention",
+    "touch_rows",
     "use_isa",
     "write_kv",
 ]

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
-from mserve.kernels.native.build import LIBRARY, built_digest, source_digest
+from mserve.kernels.native.build import (
+    LIBRARY,
+    BuildError,
+    built_digest,
+    compiler,
+    source_digest,
+)
+
+_BUILD = "python -m mserve.kernels.native.build"
 
 _P, _N, _I, _F = c_void_p, c_int64, c_int, c_float
 
@@ -25,13 +34,13 @@ _OPS = {
     "mserve_embedding": [_P] * 3 + [_N] * 3 + [_I],
     "mserve_rope_angles": [_P] * 4 + [_N] * 2,
     "mserve_residual_sum": [_P] * 3 + [_N] * 2 + [_I],
-    "mserve_highest": [_P] * 3 + [_N] * 2,
+    "mserve_draw": [_P] * 9 + [_N] * 2,
     "mserve_tape_begin": [],
     "mserve_tape_play": [_P],
-    "mserve_write_kv": [_P] * 3 + [_N] * 5 + [_I],
+    "mserve_write_kv": [_P] * 3 + [_N] * 4 + [_I],
     "mserve_route": [_P] * 5 + [_N] * 4 + [_F, _I],
-    "mserve_select_blocks": [_P, _P, _N, _P, _P, _P] + [_N] * 9 + [_I],
-    "mserve_attention": [_P, _P, _N, _P, _N] + [_P] * 4 + [_N] * 8 + [_F, _I],
+    "mserve_select_blocks": [_P] * 5 + [_N] * 9 + [_I],
+    "mserve_attention": [_P] * 7 + [_N] * 8 + [_F, _I],
 }
 
 
@@ -49,11 +58,9 @@ def library() -> ctypes.CDLL:
     path = Path(os.environ.get("MSERVE_NATIVE_LIBRARY", LIBRARY))
     digest = built_digest(path)
     if digest is None:
-        raise NativeUnavailable("not built: run `python -m mserve.kernels.native.build`")
+        raise NativeUnavailable(f"not built: {_remedy()}")
     if digest != source_digest():
-        raise NativeUnavailable(
-            "built from other sources: run `python -m mserve.kernels.native.build`"
-        )
+        raise NativeUnavailable(f"built from other sources: {_remedy()}")
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
@@ -63,13 +70,23 @@ def library() -> ctypes.CDLL:
     loaded.mserve_tape_end.restype = c_void_p
     loaded.mserve_tape_free.argtypes = [c_void_p]
     loaded.mserve_tape_free.restype = None
+    loaded.mserve_touch_rows.argtypes = [c_void_p, c_int64, c_int64]
+    loaded.mserve_touch_rows.restype = None
     loaded.mserve_isa.restype = c_char_p
     loaded.mserve_use_isa.argtypes = [c_char_p]
-    loaded.mserve_set_num_threads.argtypes = [c_int]
+    loaded.mserve_set_num_threads.argtypes = [c_int, c_void_p]
     wanted = os.environ.get("MSERVE_ISA")
     if wanted and loaded.mserve_use_isa(wanted.encode()):
         raise NativeUnavailable(f"MSERVE_ISA={wanted} is not an instruction set of this machine")
     return loaded
+
+
+def _remedy() -> str:
+    try:
+        compiler()
+    except BuildError:
+        return f"install g++ 11 or newer and run `{_BUILD}`"
+    return f"run `{_BUILD}`"
 
 
 def check(status: int) -> None:
@@ -102,11 +119,13 @@ def available_isas() -> list[str]:
     return found
 
 
-def set_num_threads(count: int) -> None:
-    """Threads of every later op, the caller included."""
-    if count < 1:
-        raise ValueError(f"at least one thread is needed, not {count}")
-    library().mserve_set_num_threads(count)
+def set_num_threads(count: int, cpus: Sequence[int] = ()) -> bool:
+    """Threads of every later op, the caller included, which is never pinned. With ``cpus``, one for
+    each, the others are; False if the system did not let them."""
+    if count < 1 or len(cpus) not in (0, count):
+        raise ValueError(f"{count} threads on {len(cpus)} processors")
+    places = (c_int * count)(*cpus) if cpus else None
+    return library().mserve_set_num_threads(count, places) == 0
 
 
 def num_threads() -> int:

@@ -14,11 +14,13 @@ import torch
 from mserve.kernels.activation import GatedActivation
 from mserve.kernels.linear_fp8_block import FP8_BLOCK
 from mserve.kernels.linear_mxfp8 import MXFP8_GROUP
-from mserve.kernels.matrix import Fp8BlockMatrix, Matrix
+from mserve.kernels.matrix import Fp8BlockMatrix, Int8Matrix, Int8StaticMatrix, Matrix
 from mserve.kernels.native.demands import DTYPES, contiguous, same_dtype, typed
 from mserve.kernels.native.library import NativeError, check, library
 
 _ACTIVATIONS = {"silu": 0, "swiglu_oai": 1}
+_WIDEST_INT8 = 2**17 - 1
+"""Of wider rows a sum of products of bytes may not fit 32 bits."""
 
 
 def linear(x: torch.Tensor, weight: Matrix, out_dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -29,7 +31,7 @@ def linear(x: torch.Tensor, weight: Matrix, out_dtype: torch.dtype | None = None
     rows, inner = x.shape
     outer = weight.shape[0]
     values, scales, storage = _stored(x, weight)
-    parts = weight.part_rows if isinstance(weight, Fp8BlockMatrix) else ()
+    parts = weight.part_rows if isinstance(weight, Fp8BlockMatrix | Int8StaticMatrix) else ()
     if inner > 1 and rows and x.stride(1) != 1:
         raise NativeError("linear: the rows of x must be contiguous")
     if weight.shape[1] != inner:
@@ -69,8 +71,9 @@ def run_experts(
     typed(ids, torch.int64), typed(weights, torch.float32)
     matrices = (gate_up, down, *(shared or ()))
     for matrix in (gate_up, *(shared or ())[:1]):
-        if isinstance(matrix, Fp8BlockMatrix) and matrix.part_rows != _halves(matrix):
-            raise NativeError(f"run_experts: gate and up have {matrix.part_rows} rows, not halves")
+        parts = getattr(matrix, "part_rows", _halves(matrix))
+        if parts != _halves(matrix):
+            raise NativeError(f"run_experts: gate and up have {parts} rows, not halves")
     stored = [_stored(hidden, matrix) for matrix in matrices]
     storage = stored[0][2]
     if any(one[2] != storage for one in stored):
@@ -116,6 +119,8 @@ def _stored(x: torch.Tensor, matrix: Matrix) -> tuple[int, int, int]:
         same_dtype(x, matrix)
         contiguous(matrix)
         return matrix.data_ptr(), 0, 0
+    if isinstance(matrix, Int8Matrix | Int8StaticMatrix):
+        return _stored_int8(matrix)
     contiguous(matrix.packed, matrix.scale)
     typed(matrix.packed, torch.float8_e4m3fn)
     *experts, height, width = matrix.shape
@@ -130,6 +135,24 @@ def _stored(x: torch.Tensor, matrix: Matrix) -> tuple[int, int, int]:
             f"scales of shape {tuple(matrix.scale.shape)} do not fit values {matrix.shape}"
         )
     return matrix.packed.data_ptr(), matrix.scale.data_ptr(), number
+
+
+def _stored_int8(matrix: Int8Matrix | Int8StaticMatrix) -> tuple[int, int, int]:
+    *experts, height, width = matrix.shape
+    if isinstance(matrix, Int8StaticMatrix):
+        factors, number = matrix.words, 4
+        num_factors = matrix.num_words(matrix.part_rows)
+    else:
+        factors, num_factors, number = matrix.scale, height, 3
+    contiguous(matrix.packed, factors)
+    typed(matrix.packed, torch.int8), typed(factors, torch.float32)
+    if tuple(factors.shape) != (*experts, num_factors):
+        raise NativeError(
+            f"scales of shape {tuple(factors.shape)} do not fit values {matrix.shape}"
+        )
+    if width > _WIDEST_INT8:
+        raise NativeError(f"INT8 rows of {width} values are wider than {_WIDEST_INT8}")
+    return matrix.packed.data_ptr(), factors.data_ptr(), number
 
 
 def _halves(gate_up: Matrix) -> tuple[int, int]:

@@ -6,8 +6,10 @@ Knows tensors; does not know layers or when to use which implementation.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
+from mserve.kernels.draw import DrawRules
 from mserve.kernels.native.demands import contiguous, heads_contiguous, same_dtype, typed
 from mserve.kernels.native.library import NativeError, check, library
 
@@ -156,18 +158,31 @@ def residual_sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def highest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values [R] and places [R] int64 of ``scores`` [R, V] fp32, V at least 1."""
-    contiguous(scores), typed(scores, torch.float32)
-    rows, width = scores.shape
-    values = torch.empty(rows, dtype=torch.float32)
-    places = torch.empty(rows, dtype=torch.int64)
-    check(
-        library().mserve_highest(
-            scores.data_ptr(), values.data_ptr(), places.data_ptr(), rows, width
+def draw(logits: torch.Tensor, rules: DrawRules) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest of ``logits`` [R, V] fp32, NaN in a row that has one, and a token id of each row,
+    int64 [R]. A recording reads the arrays of ``rules`` anew at every play."""
+    contiguous(logits), typed(logits, torch.float32)
+    rows, width = logits.shape
+    highest = torch.empty(rows, dtype=torch.float32)
+    ids = torch.empty(rows, dtype=torch.int64)
+    numbers = [
+        np.ascontiguousarray(array, dtype)  # itself where it is so already
+        for array, dtype in (
+            (rules.temperature, np.float64),
+            (rules.top_k, np.int64),
+            (rules.top_p, np.float64),
+            (rules.min_p, np.float64),
+            (rules.seeds, np.uint64),
+            (rules.positions, np.int64),
         )
-    )
-    return values, places
+    ]
+    check(
+        library().mserve_draw(
+            logits.data_ptr(), *(array.ctypes.data for array in numbers),
+            highest.data_ptr(), ids.data_ptr(), rows, width,
+        )
+    )  # fmt: skip
+    return highest, ids
 
 
 def route(

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from mserve.server.chat.encode import ChatForm
 from mserve.server.chat.request import chat_turn
 from mserve.server.chat.schema import ChatRequest
-from mserve.server.decode import decode, notice_headers, read_body
+from mserve.server.decode import notice_headers, read_request
 from mserve.server.identity import new_id, service_of
 from mserve.server.prepare import prepare
 from mserve.server.sampling import check_options
@@ -20,7 +20,7 @@ from mserve.server.stream import respond
 
 async def create_chat_completion(http: Request) -> Response:
     service = service_of(http)
-    request, ignored = decode(await read_body(http), ChatRequest)
+    request, ignored = await read_request(http, ChatRequest)
     model = service.resolve_model(request.model)
     check_options(request, service.config.policy)
     ready = service.admit()

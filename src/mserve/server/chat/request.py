@@ -13,8 +13,9 @@ from mserve.server.sampling import chat_sampling
 from mserve.server.turn import TextFormat, Tool, ToolChoice, Turn, check_tools
 from mserve.wire import Ready
 
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-_MEDIA = frozenset({"image", "image_url", "video", "video_url", "input_audio", "file"})
+# Tuples, since what is looked up in them may be any JSON.
+ROLES = ("assistant", "developer", "function", "system", "tool", "user")
+_MEDIA = ("image", "image_url", "video", "video_url", "input_audio", "file")
 
 
 def chat_turn(request: ChatRequest, defaults: SamplingParams, ready: Ready) -> Turn:
@@ -52,9 +53,7 @@ def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
     if role is None:
         raise RequestError(f"{where}.role is missing", param=f"{where}.role")
     if role not in ROLES:
-        raise RequestError(
-            f"{where}.role must be one of {', '.join(sorted(ROLES))}", param=f"{where}.role"
-        )
+        raise RequestError(f"{where}.role must be one of {', '.join(ROLES)}", param=f"{where}.role")
     content = message.get("content")
     if content is None and role not in ("assistant", "tool"):
         raise RequestError(f"{where}.content is missing", param=f"{where}.content")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mserve.server.decode import decode, notice_headers, read_body
+from mserve.server.decode import notice_headers, read_request
 from mserve.server.errors import request_id_of
 from mserve.server.identity import new_id, service_of
 from mserve.server.messages.encode import MessagesForm, messages_stream
@@ -20,7 +20,7 @@ from mserve.server.stream import json_response, respond
 
 async def create_message(http: Request) -> Response:
     service = service_of(http)
-    request, ignored = decode(await read_body(http), MessagesRequest)
+    request, ignored = await read_request(http, MessagesRequest)
     model = service.resolve_model(request.model)
     ready = service.admit()
     turn = messages_turn(request, service.text.defaults, ready)
@@ -39,7 +39,7 @@ async def create_message(http: Request) -> Response:
 
 async def count_tokens(http: Request) -> Response:
     service = service_of(http)
-    request, ignored = decode(await read_body(http), CountTokensRequest)
+    request, ignored = await read_request(http, CountTokensRequest)
     service.resolve_model(request.model)
     ready = service.admit()
     prepared = await prepare(service, ready, messages_turn(request, service.text.defaults, ready))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any
+from typing import Any, Literal
 
 from mserve.core import MserveError
 from mserve.server.generation import ChoiceUpdate, Generation, Usage
@@ -104,7 +104,7 @@ class ResponsesForm:
         for event in update.events:
             self._on_event(event, scores, events)
         if update.finish_reason is not None:
-            self._close(events)
+            self._close(events, is_cut=update.finish_reason != "stop")
             self._settle(update.finish_reason)
         return events
 
@@ -117,10 +117,15 @@ class ResponsesForm:
 
     def fail(self, error: MserveError) -> Payload:
         """The response failed: the event that says so."""
-        self.response["status"] = "failed"
+        self.break_off("failed")
         self.response["error"] = {"code": error.code, "message": error.message}
-        self.response["usage"] = usage_object(self._generation.usage())
         return self._event("response.failed", response=self._snapshot())
+
+    def break_off(self, status: Literal["failed", "cancelled"]) -> None:
+        """Nothing more will come; what had come stays."""
+        self._close([], is_cut=True)
+        self.response["status"] = status
+        self.response["usage"] = usage_object(self._generation.usage())
 
     def _on_event(self, event: Event, scores: list[Any], events: list[Payload]) -> None:
         match event:
@@ -162,7 +167,8 @@ class ResponsesForm:
             events.append(self._event("response.content_part.added", part=part, **place))
         return item
 
-    def _close(self, events: list[Payload]) -> None:
+    def _close(self, events: list[Payload], *, is_cut: bool = False) -> None:
+        """End the open item. ``is_cut``: it was not the model that ended it."""
         item, self._open = self._open, None
         if item is None:
             return
@@ -180,8 +186,8 @@ class ResponsesForm:
         if (part := item.part(text)) is not None:
             place = item.place(content_index=0)
             events.append(self._event("response.content_part.done", part=part, **place))
-        cut = item.kind == "function_call" and self._cut_call
-        whole = item.item("incomplete" if cut else "completed", text)
+        is_cut |= item.kind == "function_call" and self._cut_call
+        whole = item.item("incomplete" if is_cut else "completed", text)
         if item.kind == "reasoning" and self._carries:
             whole["encrypted_content"] = packed(text)
         self.response["output"][item.index] = whole
@@ -194,9 +200,6 @@ class ResponsesForm:
         reason = "repetition" if finish_reason == "repetition" else "max_output_tokens"
         self.response["status"] = "incomplete"
         self.response["incomplete_details"] = {"reason": reason}
-        output = self.response["output"]
-        if output and output[-1]["type"] == "message":
-            output[-1]["status"] = "incomplete"
 
     def _event(self, kind: str, /, **fields: Any) -> Payload:
         event = {"type": kind, "sequence_number": self._sequence_number, **fields}

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mserve.core import MserveError, RequestError
-from mserve.server.decode import decode, notice_headers, read_body
+from mserve.server.decode import notice_headers, read_request
 from mserve.server.generation import ClientGoneError, Generation
 from mserve.server.identity import new_id, service_of
 from mserve.server.prepare import prepare
@@ -39,7 +39,7 @@ from mserve.server.stream import (
 
 async def create_response(http: Request) -> Response:
     service = service_of(http)
-    request, ignored = decode(await read_body(http), ResponsesRequest)
+    request, ignored = await read_request(http, ResponsesRequest)
     model = service.resolve_model(request.model)
     stores = request.store is not False
     if request.background and (request.stream or not stores):
@@ -95,7 +95,7 @@ async def delete_response(http: Request) -> Response:
 
 async def count_input_tokens(http: Request) -> Response:
     service = service_of(http)
-    request, ignored = decode(await read_body(http), InputFields)
+    request, ignored = await read_request(http, InputFields)
     service.resolve_model(request.model)
     ready = service.admit()
     earlier = _earlier_items(service, request)
@@ -126,7 +126,7 @@ class _Run:
         self.error: MserveError | None = None
         self._stores = stores
         if stores:
-            self._store.put(StoredResponse(form.response, input_items, self.cancel))
+            self._store.put(StoredResponse(form.response, input_items, self.leave))
 
     async def payloads(self) -> AsyncGenerator[list[Payload], None]:
         """A failure is an event here; ``error`` then says which."""
@@ -153,18 +153,15 @@ class _Run:
         with contextlib.suppress(MserveError, ClientGoneError):
             await self.whole()
 
-    def cancel(self) -> None:
-        self._form.response["status"] = "cancelled"
-        self.leave()
-
     def leave(self) -> None:
-        """It is over, or the client is gone, which ends it too. Safe to call twice."""
+        """It is over, or somebody ends it: by a request, or by not listening any more. Safe to call
+        twice."""
         if self._settled:
             return
         self._settled = True
         self._generation.close()
-        if self._form.response["status"] in ("in_progress", "queued"):
-            self._form.response["status"] = "cancelled"
+        if self._form.response["status"] == "in_progress":
+            self._form.break_off("cancelled")
         if self._stores:
             self._store.settle(self._form.response["id"])
 

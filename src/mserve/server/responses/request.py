@@ -22,7 +22,8 @@ from mserve.wire import Ready
 
 Item = dict[str, Any]
 
-_ROLES = frozenset({"system", "developer", "user", "assistant"})
+_ROLES = ("assistant", "developer", "system", "user")  # may be asked for any JSON
+_INCLUDED = ("reasoning.encrypted_content", "message.output_text.logprobs")
 _SWITCHES = ("enable_thinking", "thinking_mode", "thinking", "thinking_token_budget")
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"),
@@ -53,6 +54,8 @@ def responses_turn(
         raise RequestError('truncation must be "auto" or "disabled"', param="truncation")
     if request.truncation == "auto":
         notes.append("truncation")
+    if isinstance(request, ResponsesRequest):
+        notes += [f"include.{name}" for name in request.include or () if name not in _INCLUDED]
     text = request.text.format if request.text is not None else None
     return Turn(
         messages=messages,
@@ -128,7 +131,7 @@ def _message(item: Item, where: str) -> dict[str, Any]:
     role = item.get("role")
     if role not in _ROLES:
         raise RequestError(
-            f"{where}.role must be one of {', '.join(sorted(_ROLES))}", param=f"{where}.role"
+            f"{where}.role must be one of {', '.join(_ROLES)}", param=f"{where}.role"
         )
     if item.get("content") is None:
         raise RequestError(f"{where}.content is missing", param=f"{where}.content")

@@ -9,6 +9,7 @@ is handled once. Knows JSON only.
 from __future__ import annotations
 
 import json.encoder
+import math
 import re
 from typing import Final
 
@@ -75,9 +76,9 @@ class JsonWriter:
         self._first = False
 
 
-MAX_DEPTH: Final = 128
-"""Containers within containers. What is nested deeper is not read as structure: readers of JSON
-have bounds of their own, and some of them crash."""
+MAX_DEPTH: Final = 64
+"""Containers within containers, as in grammars. What is nested deeper is not read as structure: it
+could not come back, since a chat template that calls itself reaches its end at some 90 levels."""
 
 _MAX_ATOM_CHARS: Final = 512
 """Longer numbers are none: readers of JSON refuse integers of thousands of digits."""
@@ -94,11 +95,13 @@ _HEX: Final = frozenset("0123456789abcdefABCDEF")
 
 def atom(text: str) -> str | None:
     """A number, ``true``, ``false`` or ``null`` as JSON, or ``None``. Python's spellings of the
-    last three are understood."""
+    last three are understood. A number beyond 64-bit floats is none: readers refuse it, or make
+    it infinite."""
     text = _SPELLINGS.get(text, text)
     if text in ("true", "false", "null"):
         return text
-    return text if len(text) <= _MAX_ATOM_CHARS and _NUMBER.fullmatch(text) else None
+    is_number = len(text) <= _MAX_ATOM_CHARS and _NUMBER.fullmatch(text) is not None
+    return text if is_number and math.isfinite(float(text)) else None
 
 
 def begins_number(text: str) -> bool:

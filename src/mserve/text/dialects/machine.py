@@ -96,7 +96,8 @@ class DialectParser:
 
     def push_text(self, text: str) -> Sequence[Event]:
         """Text of any length."""
-        if self._said and not self._buffer and text and self._pattern.search(text) is None:
+        plain = self._said and not self._buffer and not self._skip and text
+        if plain and self._pattern.search(text) is None:
             # The common case, kept short: it runs for most tokens of every stream.
             if self.state is State.CONTENT:
                 return (ContentDelta(text),)
@@ -163,7 +164,7 @@ class DialectParser:
         if form in forms.block_close:
             self._drop(form)
             self._in_block = False
-            self._said, self._pattern = False, self._pattern_now()
+            self._said, self._blanks, self._pattern = False, "", self._pattern_now()
             return False
         return self._on_call_begin(form)
 
@@ -283,8 +284,7 @@ class DialectParser:
         """Text of the present state. Blanks wait until something follows them."""
         if not self._said:
             if not text.strip():
-                if not (self._in_block or self._num_calls):
-                    self._blanks += text
+                self._blanks += text
                 return
             self._said = True
             text, self._blanks = self._blanks + text, ""
@@ -293,9 +293,10 @@ class DialectParser:
         self._events.append(kind(text))
 
     def _flush_blanks(self) -> None:
-        if self._blanks:
+        """What was held back turned out to be all; beside calls it is the template's."""
+        blanks, self._blanks = self._blanks, ""
+        if blanks and not (self._in_block or self._num_calls):
             self._said = True
-            blanks, self._blanks = self._blanks, ""
             self._say(blanks)
 
     def _as_text(self, form: str) -> bool:

@@ -111,6 +111,8 @@ class ElementReader:
             return None if text == "<" else 0
         if top.state == "undecided" and not self._may_nest(top):
             return None if text == "<" else 0
+        if any(map(self._dialect.is_real, text.partition(">")[0])):
+            return 0  # no key holds a real marker
         name = _tag_name(text, self._stack[-1].view)
         if name is None:
             return None if len(text) < MAX_TAG_CHARS else 0

@@ -20,17 +20,20 @@ M2_APPEND_THINK: Final = msgspec.structs.replace(
 
 DIALECTS: Final = {dialect.name: dialect for dialect in (M2, M2_APPEND_THINK, M3)}
 
+_OTHER_NAMES: Final = {"minimax_append_think": M2_APPEND_THINK}  # SGLang's
+
 _OF_FAMILY: Final = {"m2": M2, "m3": M3}
 
 
 def by_name(name: str) -> Dialect:
-    """Raises ``SetupError`` for a name that is not in ``DIALECTS``."""
-    try:
-        return DIALECTS[name]
-    except KeyError:
+    """By the names in ``DIALECTS``, with dashes too, or another server's name. Raises
+    ``SetupError`` for any other."""
+    found = {**DIALECTS, **_OTHER_NAMES}.get(name.replace("-", "_"))
+    if found is None:
         raise SetupError(
-            f"no parser is called {name!r}", hint=f"choose one of {', '.join(DIALECTS)}"
-        ) from None
+            f'no parser is called "{name}"', hint=f"choose one of {', '.join(DIALECTS)}"
+        )
+    return found
 
 
 def of_family(family: Literal["m2", "m3"]) -> Dialect:

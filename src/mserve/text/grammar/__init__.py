@@ -24,7 +24,7 @@ Per request:
     checker     trying a grammar in a process that can be killed (``worker``)
 """
 
-from mserve.text.grammar.calls import MAX_NAME_CHARS, Tool, markup_can_hold
+from mserve.text.grammar.calls import MAX_NAME_CHARS, Tool, check_names
 from mserve.text.grammar.checker import GrammarChecker
 from mserve.text.grammar.constraint import Constrained, NamedTool, ToolChoice, constraint_for
 from mserve.text.grammar.vocabulary import vocabulary_facts
@@ -36,7 +36,7 @@ __all__ = [
     "NamedTool",
     "Tool",
     "ToolChoice",
+    "check_names",
     "constraint_for",
-    "markup_can_hold",
     "vocabulary_facts",
 ]

@@ -30,6 +30,15 @@ JSON_STYLE: Final = {
 }
 COMPACT_STYLE: Final = {"whitespace_flexible": False, "coerce_one_of": True}
 _CONTAINERS: Final = frozenset(("object", "array"))
+_NUMBERS: Final[dict[Kind, str]] = {
+    "integer": r"/-?(0|[1-9][0-9]{0,99})/",
+    "number": r"/-?(0|[1-9][0-9]{0,99})(\.[0-9]{1,99})?([eE][+-]?[0-9]{1,2})?/",
+}
+"""As JSON, within what 64-bit floats hold: the reader takes no other for a number. A model that
+repeats itself cannot write digits for ever either."""
+_BOUNDS: Final = frozenset(
+    ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+)
 _UNLIKE_JSON: Final = (
     r"/[^\s\-0-9\[{](?s:.*)/",
     r"~/(true|false|null|True|False|None)/",
@@ -82,6 +91,11 @@ class BareValues:
 
     def _not_strings(self, plain: Mapping[str, Any], kinds: Sequence[Kind]) -> Iterator[str]:
         """Blanks only within lists and objects: beside a scalar they could make it a string."""
+        if _BOUNDS.isdisjoint(plain):
+            for kind, form in _NUMBERS.items():
+                if kind in kinds:
+                    yield f"{self._rules.terminal(form)} {self._stop.written}"
+            kinds = [kind for kind in kinds if kind not in _NUMBERS]
         for is_container, style in ((False, COMPACT_STYLE), (True, JSON_STYLE)):
             some = [kind for kind in kinds if (kind in _CONTAINERS) is is_container]
             if some:

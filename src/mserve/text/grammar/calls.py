@@ -36,26 +36,20 @@ class Tool(msgspec.Struct, frozen=True):
     strict: bool = False
 
 
-def markup_can_hold(name: str) -> bool:
-    """Whether ``name`` can stand in a tag without being read as the end of it."""
-    return name.isprintable() and not set(name) & set('"<>')
-
-
-def check_tools(tools: Sequence[Tool]) -> None:
-    """Raises ``RequestError`` for names that no markup can hold."""
-    if len(tools) > MAX_TOOLS:
-        raise RequestError(f"at most {MAX_TOOLS} tools are allowed", param="tools")
-    names = set()
-    for number, tool in enumerate(tools):
-        param = f"tools.{number}.name"
-        if not 0 < len(tool.name) <= MAX_NAME_CHARS:
-            raise RequestError(f"a tool's name has 1 to {MAX_NAME_CHARS} characters", param=param)
-        if not markup_can_hold(tool.name):
-            message = 'a tool\'s name holds a control character, a quote, "<" or ">"'
-            raise RequestError(message, param=param)
-        if tool.name in names:
-            raise RequestError(f"two tools are called {tool.name}", param=param)
-        names.add(tool.name)
+def check_names(names: Sequence[str]) -> None:
+    """Raises ``RequestError`` for names of tools that no markup can hold or tell apart."""
+    seen = set()
+    for number, name in enumerate(names):
+        where = f"tools[{number}]"
+        if not 0 < len(name) <= MAX_NAME_CHARS:
+            raise RequestError(f"{where}: a name has 1 to {MAX_NAME_CHARS} characters", param=where)
+        if not name.isprintable() or set(name) & set('"<>'):
+            raise RequestError(
+                f'{where}: a name must not hold < > " or control characters', param=where
+            )
+        if name in seen:
+            raise RequestError(f'{where}: a second tool is called "{name}"', param=where)
+        seen.add(name)
 
 
 class CallBlock:
@@ -81,7 +75,12 @@ class CallBlock:
     def written(self, tools: Sequence[Tool], *, parallel: bool, opened: bool) -> str:
         """A grammar of the whole block or, if it is ``opened``, of all after its opening tag.
 
-        Raises ``RequestError`` ``invalid_schema`` for a schema that nothing written can meet."""
+        Raises ``RequestError`` for more tools than a grammar holds, ``invalid_schema`` for a schema
+        that nothing written can meet."""
+        if len(tools) > MAX_TOOLS:
+            raise RequestError(
+                f"calls of more than {MAX_TOOLS} tools cannot be forced or strict", param="tools"
+            )
         rules = Rules()
         calls = rules.choice([self._call(rules, tool, n) for n, tool in enumerate(tools)])
         opening = "" if opened else self._tag(self._dialect.block_open)

@@ -20,7 +20,7 @@ from mserve.core import Constraint, FreeText, RequestError
 from mserve.matcher import grammar_text
 from mserve.text.dialects import Dialect, Start
 from mserve.text.grammar.answer import AnswerGrammar, answer_grammar
-from mserve.text.grammar.calls import CallBlock, Tool, check_tools
+from mserve.text.grammar.calls import CallBlock, Tool, check_names
 
 _ANYTHING: Final = {"lark_grammar": "start: T\nT: /(?s:.*)/\n"}
 
@@ -62,7 +62,7 @@ def constraint_for(
     Raises ``RequestError`` naming the field; ``invalid_schema`` for a schema, regex or grammar
     that cannot be. What takes too long is found by ``GrammarChecker``.
     """
-    check_tools(tools)
+    check_names([tool.name for tool in tools])
     answer = answer_grammar(response_format, structured_outputs)
     chosen = _chosen(tools, tool_choice)
     block = CallBlock(dialect, marker_ids)

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "isa.h"
+#include "place.h"
 #include "tape.h"
 
 #ifndef MSERVE_SOURCE_DIGEST
@@ -29,10 +30,10 @@ const Isa kIsas[] = {
 #if defined(__x86_64__)
     {"avx512_bf16", &avx512_bf16::kernels,
      [] {
-       // only Cooper Lake has the first without the second
+       // only Cooper Lake has the first without the second; all that have it have the third
        return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq");
+              __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
      }},
     {"avx512", &avx512::kernels,
      [] {
@@ -100,7 +101,12 @@ int mserve_use_isa(const char* name) {
   return 1;
 }
 
-void mserve_set_num_threads(int count) { set_num_threads(count); }
+// 0, or 1 if the system refused to pin a worker to its processor; `cpus` [count] or null.
+int mserve_set_num_threads(int count, const int* cpus) { return set_num_threads(count, cpus) ? 0 : 1; }
+
+void mserve_touch_rows(char* first, int64_t rows, int64_t row_bytes) {
+  touch_rows(first, rows, row_bytes);
+}
 
 int mserve_num_threads() {
   Turn turn;
@@ -186,14 +192,18 @@ int mserve_residual_sum(const void* x, const void* y, void* out, int64_t rows, i
   return run(&Kernels::residual_sum, ResidualArgs{x, y, out, rows, width, DType(dtype)});
 }
 
-int mserve_highest(const float* scores, float* values, int64_t* ids, int64_t rows, int64_t width) {
-  return run(&Kernels::highest, HighestArgs{scores, values, ids, rows, width});
+int mserve_draw(const float* scores, const double* temperature, const int64_t* top_k,
+                const double* top_p, const double* min_p, const uint64_t* seeds,
+                const int64_t* positions, float* highest, int64_t* ids, int64_t rows,
+                int64_t width) {
+  return run(&Kernels::draw, DrawArgs{scores, temperature, top_k, top_p, min_p, seeds, positions,
+                                      highest, ids, rows, width});
 }
 
-int mserve_write_kv(void* plane, const void* x, const int64_t* slots, int64_t block_stride,
-                    int64_t tokens, int64_t heads, int64_t width, int64_t x_stride, int dtype) {
-  return run(&Kernels::write_kv, WriteArgs{plane, x, slots, block_stride, tokens, heads, width,
-                                           x_stride, DType(dtype)});
+int mserve_write_kv(const Plane* plane, const void* x, const int64_t* slots, int64_t tokens,
+                    int64_t heads, int64_t width, int64_t x_stride, int dtype) {
+  return run(&Kernels::write_kv,
+             WriteArgs{*plane, x, slots, tokens, heads, width, x_stride, DType(dtype)});
 }
 
 int mserve_route(const void* x, const float* gate, const float* bias, int64_t* ids, float* weights,
@@ -203,28 +213,26 @@ int mserve_route(const void* x, const float* gate, const float* bias, int64_t* i
                                         chosen_experts, scale, DType(dtype)});
 }
 
-int mserve_select_blocks(const void* query, const void* keys, int64_t key_block_stride,
-                         const int64_t* blocks, const int64_t* positions, int64_t* chosen_blocks,
-                         int64_t spans, int64_t length, int64_t num_blocks, int64_t query_stride,
-                         int64_t groups, int64_t width, int64_t chosen_width, int64_t local_blocks,
+int mserve_select_blocks(const void* query, const Plane* keys, const int64_t* blocks,
+                         const int64_t* positions, int64_t* chosen_blocks, int64_t spans,
+                         int64_t length, int64_t num_blocks, int64_t query_stride, int64_t groups,
+                         int64_t width, int64_t chosen_width, int64_t local_blocks,
                          int64_t init_blocks, int dtype) {
   return run(&Kernels::select_blocks,
-             SelectArgs{query, Plane{keys, key_block_stride}, chosen_blocks,
+             SelectArgs{query, *keys, chosen_blocks,
                         Spans{blocks, positions, spans, length, num_blocks}, query_stride, groups,
                         width, chosen_width, local_blocks, init_blocks, DType(dtype)});
 }
 
-int mserve_attention(const void* query, const void* keys, int64_t key_block_stride,
-                     const void* values, int64_t value_block_stride, const int64_t* blocks,
-                     const int64_t* positions, const int64_t* chosen_blocks, void* out,
-                     int64_t spans, int64_t length, int64_t num_blocks, int64_t query_stride,
-                     int64_t heads, int64_t groups, int64_t width, int64_t chosen_width,
-                     float scale, int dtype) {
+int mserve_attention(const void* query, const Plane* keys, const Plane* values,
+                     const int64_t* blocks, const int64_t* positions, const int64_t* chosen_blocks,
+                     void* out, int64_t spans, int64_t length, int64_t num_blocks,
+                     int64_t query_stride, int64_t heads, int64_t groups, int64_t width,
+                     int64_t chosen_width, float scale, int dtype) {
   return run(&Kernels::attention,
-             AttentionArgs{query, Plane{keys, key_block_stride}, Plane{values, value_block_stride},
-                           chosen_blocks, out, Spans{blocks, positions, spans, length, num_blocks},
-                           query_stride, heads, groups, width, chosen_width, scale,
-                           DType(dtype)});
+             AttentionArgs{query, *keys, *values, chosen_blocks, out,
+                           Spans{blocks, positions, spans, length, num_blocks}, query_stride,
+                           heads, groups, width, chosen_width, scale, DType(dtype)});
 }
 
 }  // extern "C"

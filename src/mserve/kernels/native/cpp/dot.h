@@ -1,28 +1,46 @@
 // Inner products of rows with rows: what every linear layer is made of.
 //
 // Both sides are row-major with the inner dimension contiguous, so weights are used as they lie in
-// the checkpoint: nothing is repacked, and a weight row streams from memory exactly once per call.
+// the checkpoint: nothing is repacked, and a weight row comes from memory once per call.
 // Each (row, weight row) pair has one register of partial sums that runs over the whole inner
 // dimension and is folded in a fixed order. So a row's result has the same bits alone, in any
 // batch, and under any split over threads.
+//
+//   one row     streams the weights, row after row
+//   few rows    stay in the first-level cache; four weight rows at a time pass by
+//   many rows   stay in the second-level cache and pass by sixteen weight rows in the first
+//
+// The last two ask for the weights that come next while they compute.
 
 // Rows of a tile: with four weight rows, all sums fit the registers.
 constexpr int kTileRows = kTileSums / 4;
+// The same for plain weights. Sixteen sums keep the multipliers busy and fold with the least work.
+constexpr int kPlainRows = std::min(4, kTileRows);
 // Weight rows per step of the callers below.
-constexpr int kColumns = 8;
+constexpr int kColumns = 16;
 // Rows whose elements stay in the second-level cache while weight rows pass by.
-constexpr int64_t kMaxRowBlock = 252;
+constexpr int64_t kMaxRowBlock = 256;
 constexpr int64_t kRowBlockBytes = 512 << 10;
 
-template <class T>
-inline int64_t row_block(int64_t inner) {
+// Calls body(first, count) for blocks of rows, nearly equal and few enough to stay in that cache.
+template <class T, class Body>
+inline void for_row_blocks(int64_t rows, int64_t inner, Body&& body) {
   const int64_t fitting = kRowBlockBytes / (std::max<int64_t>(inner, 1) * int64_t(sizeof(T)));
-  return std::min(std::max<int64_t>(fitting, 24), kMaxRowBlock);
+  const int64_t most = std::min(std::max<int64_t>(fitting, 24), kMaxRowBlock);
+  const int64_t blocks = (rows + most - 1) / most;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = rows * block / blocks;
+    body(first, rows * (block + 1) / blocks - first);
+  }
 }
 
 // Elements of the inner dimension that one tile after the other runs over, so that four weight
 // rows' worth stays in the first-level cache while all rows of x pass by.
 constexpr int64_t kSlice = 2048;
+// The same for sixteen plain weight rows.
+constexpr int64_t kPlainSliceBytes = 2048;
+// Few rows are those whose slices fill no more of the first-level cache than this.
+constexpr int64_t kFewRows = 16;
 
 // The part of [0, inner) that a tile covers. Between slices its sums wait in memory, unfolded, so
 // slicing does not show in the result.
@@ -35,132 +53,225 @@ struct Slice {
 // every page; at 8 KiB one core reads 97 % of what a plain read does, at 0 and 32 KiB 75 %.
 constexpr int64_t kAheadBytes = 8192;
 
-// How a tile meets its weight rows.
-enum class TilePass {
-  kStreams,  // the first to meet them: one row after the other, as they lie in memory
-  kCached,   // they are in the cache: all at once, with fewer loads per product
-  kScaled,   // the same, and the slice's sums are multiplied by `factors`, one per weight row
+// Weight rows that will be needed soon, asked for line by line in the order they lie in memory.
+template <class T>
+class Soon {
+ public:
+  Soon(const T* rows, int64_t stride, int64_t width)
+      : at_(rows), row_(rows), stride_(stride), width_(width) {}
+  void ask(int lines) {
+    for (int i = 0; i < lines; ++i) {
+      prefetch(at_);
+      at_ += 64 / sizeof(T);
+      if (at_ >= row_ + width_) at_ = row_ += stride_;
+    }
+  }
+
+ private:
+  const T *at_, *row_;
+  int64_t stride_, width_;
 };
+
+// What a tile asks for: so many lines of `soon` at each step.
+template <class T>
+struct Wish {
+  Soon<T>* soon;
+  int lines;
+};
+
+// What a tile does with its sums.
+enum class TilePass {
+  kCached,  // adds the slice's products to them
+  kScaled,  // adds the slice's products, multiplied by `factors`, one per weight row
+};
+
+// body(std::integral_constant<int, i>) for all i below N. Unlike an unrolled loop, this lets the
+// compiler keep an array that is indexed by i in registers, come what may in between.
+template <int N, class Body>
+[[gnu::always_inline]] inline void each(Body&& body) {
+  if constexpr (N > 0) {
+    each<N - 1>(body);
+    body(std::integral_constant<int, N - 1>{});
+  }
+}
 
 // out[r * kColumns + c] = x[r] . w[c], for R rows and C weight rows `stride` elements apart, `w`
 // pointing at the slice's first column. `state` holds R * C sums between slices.
-template <int R, int C, TilePass kPass, class T>
+template <int R, int C, TilePass kPass, bool kFirst, bool kLast, class T>
 inline void dot_tile(const T* const* x, const T* w, int64_t stride, Slice slice,
-                     const float* factors, F32* state, float* out) {
+                     const float* factors, F32* state, float* out, Wish<T> wish) {
   using D = Dot<T>;
   constexpr bool kScaled = kPass == TilePass::kScaled;
-  const T* from[R];
-  for (int r = 0; r < R; ++r) from[r] = x[r] + slice.begin;
+  const T *from[R], *weights[C];
   F32 sums[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sums[r][c] = slice.first || kScaled ? zero() : state[r * C + c];
+  each<R>([&](auto r) __attribute__((always_inline)) { from[r] = x[r] + slice.begin; });
+  each<C>([&](auto c) __attribute__((always_inline)) { weights[c] = w + c * stride; });
+  const auto each_sum = [&](auto&& body) __attribute__((always_inline)) {
+    each<R>([&](auto r) __attribute__((always_inline)) {
+      each<C>([&](auto c) __attribute__((always_inline)) { body(sums[r][c], r, c); });
+    });
+  };
+  each_sum([&](F32& sum, auto r, auto c) __attribute__((always_inline)) {
+    sum = kFirst || kScaled ? zero() : state[r * C + c];
+  });
 
-  const int64_t width = slice.end - slice.begin, whole = width / D::kStep * D::kStep;
-  if constexpr (kPass == TilePass::kStreams) {
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
-      const T* row = w + c * stride;
-#pragma GCC unroll 8
-      for (int64_t k = 0; k < whole; k += D::kStep) {
-        prefetch(row + k + kAheadBytes / int64_t(sizeof(T)));
-        const typename D::V weight = D::load(row + k);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-          sums[r][c] = D::multiply_add(D::load(from[r] + k), weight, sums[r][c]);
-      }
+  const auto step = [&](int64_t k, auto&& load) __attribute__((always_inline)) {
+    typename D::V rows[R];
+    each<R>([&](auto r) __attribute__((always_inline)) { rows[r] = load(from[r] + k); });
+    each<C>([&](auto c) __attribute__((always_inline)) {
+      const typename D::V weight = load(weights[c] + k);
+      each<R>([&](auto r) __attribute__((always_inline)) {
+        sums[r][c] = D::multiply_add(rows[r], weight, sums[r][c]);
+      });
+    });
+  };
+  const int64_t width = slice.end - slice.begin;
+  Soon<T> soon = *wish.soon;
+  int64_t k = 0;
+  // Two loops: one that might ask is 5 % slower, and most tiles of many rows need not.
+  if (wish.lines > 0)
+    for (; k + D::kStep < width; k += D::kStep) {
+      soon.ask(wish.lines);
+      step(k, [](const T* p) { return D::load(p); });
     }
+  for (; k + D::kStep < width; k += D::kStep) step(k, [](const T* p) { return D::load(p); });
+  soon.ask(wish.lines);
+  step(k, [&](const T* p) { return D::load(p, width - k); });
+  *wish.soon = soon;
+
+  if constexpr (kScaled)
+    each_sum([&](F32& sum, auto r, auto c) __attribute__((always_inline)) {
+      sum = fma(sum, set1(factors[c]), kFirst ? zero() : state[r * C + c]);
+    });
+  if constexpr (!kLast) {
+    each_sum([&](F32& sum, auto r, auto c) __attribute__((always_inline)) {
+      state[r * C + c] = sum;
+    });
+  } else if constexpr (R == 4 && C == 4) {
+    store_sums(out, kColumns, sums[0], sums[1], sums[2], sums[3]);
   } else {
-    for (int64_t k = 0; k < whole; k += D::kStep) {
-      typename D::V rows[R];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) rows[r] = D::load(from[r] + k);
-#pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) {
-        const typename D::V weight = D::load(w + c * stride + k);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) sums[r][c] = D::multiply_add(rows[r], weight, sums[r][c]);
-      }
-    }
-  }
-  if (whole < width) {
-    const int64_t left = width - whole;
-    for (int c = 0; c < C; ++c) {
-      const typename D::V weight = D::load(w + c * stride + whole, left);
-      for (int r = 0; r < R; ++r)
-        sums[r][c] = D::multiply_add(D::load(from[r] + whole, left), weight, sums[r][c]);
-    }
-  }
-
-  if constexpr (kScaled) {
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c)
-        sums[r][c] = fma(sums[r][c], set1(factors[c]), slice.first ? zero() : state[r * C + c]);
-  }
-  if (!slice.last) {
-    for (int r = 0; r < R; ++r)
-      for (int c = 0; c < C; ++c) state[r * C + c] = sums[r][c];
-    return;
-  }
-  for (int r = 0; r < R; ++r) {
-    if constexpr (C % 4 == 0) {
-#pragma GCC unroll 2
-      for (int c = 0; c < C; c += 4)
-        store_sums(out + r * kColumns + c, sums[r][c], sums[r][c + 1], sums[r][c + 2],
-                   sums[r][c + 3]);
-    } else {
-      for (int c = 0; c < C; ++c) out[r * kColumns + c] = sum(sums[r][c]);
-    }
+    each<R>([&](auto r) __attribute__((always_inline)) {
+      if constexpr (C == 4)
+        store_sums(out + r * kColumns, sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
+      else
+        each<C>([&](auto c) __attribute__((always_inline)) {
+          out[r * kColumns + c] = sum(sums[r][c]);
+        });
+    });
   }
 }
 
-// The same for 1 to R rows.
+// The same for 1 to R rows and any slice.
+template <int R, int C, TilePass kPass, class T>
+inline void dot_tile_of(int64_t rows, const T* const* x, const T* w, int64_t stride, Slice slice,
+                        const float* factors, F32* state, float* out, Wish<T> wish) {
+  if constexpr (R > 1) {
+    if (rows < R)
+      return dot_tile_of<R - 1, C, kPass>(rows, x, w, stride, slice, factors, state, out, wish);
+  }
+  if (slice.first && slice.last)
+    dot_tile<R, C, kPass, true, true>(x, w, stride, slice, factors, state, out, wish);
+  else if (slice.first)
+    dot_tile<R, C, kPass, true, false>(x, w, stride, slice, factors, state, out, wish);
+  else if (slice.last)
+    dot_tile<R, C, kPass, false, true>(x, w, stride, slice, factors, state, out, wish);
+  else
+    dot_tile<R, C, kPass, false, false>(x, w, stride, slice, factors, state, out, wish);
+}
+
+// The same, asking for nothing.
 template <int R, int C, TilePass kPass, class T>
 inline void dot_tile_of(int64_t rows, const T* const* x, const T* w, int64_t stride, Slice slice,
                         const float* factors, F32* state, float* out) {
-  if constexpr (R > 1) {
-    if (rows < R)
-      return dot_tile_of<R - 1, C, kPass>(rows, x, w, stride, slice, factors, state, out);
-  }
-  dot_tile<R, C, kPass>(x, w, stride, slice, factors, state, out);
+  Soon<T> nothing(w, 0, 0);
+  dot_tile_of<R, C, kPass>(rows, x, w, stride, slice, factors, state, out, Wish<T>{&nothing, 0});
 }
 
-// Any number of rows up to kMaxRowBlock, in tiles of nearly equal height.
+// out[c] = x . w[c] for C weight rows, one after the other as they lie in memory.
 template <int C, class T>
-inline void dot_tiles(const T* const* x, int64_t rows, const T* w, int64_t stride, int64_t inner,
+inline void dot_streamed(const T* x, const T* w, int64_t stride, int64_t inner, float* out) {
+  using D = Dot<T>;
+  F32 sums[C];
+  const int64_t whole = inner / D::kStep * D::kStep, left = inner - whole;
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c) {
+    const T* row = w + c * stride;
+    sums[c] = zero();
+#pragma GCC unroll 8
+    for (int64_t k = 0; k < whole; k += D::kStep) {
+      prefetch(row + k + kAheadBytes / int64_t(sizeof(T)));
+      sums[c] = D::multiply_add(D::load(x + k), D::load(row + k), sums[c]);
+    }
+    if (left > 0)
+      sums[c] = D::multiply_add(D::load(x + whole, left), D::load(row + whole, left), sums[c]);
+  }
+  if constexpr (C % 4 == 0) {
+#pragma GCC unroll 2
+    for (int c = 0; c < C; c += 4)
+      store_sums(out + c, sums[c], sums[c + 1], sums[c + 2], sums[c + 3]);
+  } else {
+    for (int c = 0; c < C; ++c) out[c] = sum(sums[c]);
+  }
+}
+
+// out[m * kColumns + c] = x[m] . w[c] for any number of rows up to kMaxRowBlock and C weight rows, in
+// tiles of nearly equal height.
+template <int C, class T>
+inline void dot_group(const T* const* x, int64_t rows, const T* w, int64_t stride, int64_t inner,
                       float* out) {
-  constexpr int64_t kMost = kTileRows;
-  const int64_t tiles = (rows + kMost - 1) / kMost;
-  const int64_t step = tiles > 1 ? kSlice : inner;
-  F32 state[kMaxRowBlock * C];
-  int64_t begin = 0;
-  do {
-    const int64_t end = std::min(begin + step, inner);
+  constexpr int64_t kSliceElements = kPlainSliceBytes / int64_t(sizeof(T));
+  // Sixteen rows far apart may share few places of the cache.
+  constexpr bool kCopies = C > 4;
+  constexpr int64_t kRows = kCopies ? kMaxRowBlock : kFewRows;
+  alignas(64) T copy[kCopies ? C * kSliceElements : 1];
+  F32 state[kRows * C];
+  const int64_t tiles = (rows + kPlainRows - 1) / kPlainRows, all_tiles = tiles * (C / 4);
+  const int64_t step = tiles > 1 ? std::min(kSliceElements, inner) : inner;
+  for (int64_t begin = 0; begin < inner; begin += step) {
+    const int64_t end = std::min(begin + step, inner), width = end - begin;
     const Slice slice{begin, end, begin == 0, end == inner};
+    Soon<T> soon = slice.last ? Soon<T>(w + C * stride, stride, std::min(step, inner))
+                              : Soon<T>(w + end, stride, std::min(step, inner - end));
+    const T* part = w + begin;
+    int64_t part_stride = stride;
+    if (kCopies && width < inner) {
+      for (int c = 0; c < C; ++c)
+        std::memcpy(copy + c * kSliceElements, part + c * stride, size_t(width) * sizeof(T));
+      part = copy, part_stride = kSliceElements;
+    }
+    int64_t due = 0;  // of C weight rows' lines, in parts of a row per tile
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t top = rows * tile / tiles, bottom = rows * (tile + 1) / tiles;
-      // all but the first come only with four columns
-      const auto run = tile == 0 || C > 4 ? dot_tile_of<kMost, C, TilePass::kStreams, T>
-                                          : dot_tile_of<kMost, C, TilePass::kCached, T>;
-      run(bottom - top, x + top, w + begin, stride, slice, nullptr, state + top * C,
-          out + top * kColumns);
+      for (int c = 0; c < C; c += 4) {
+        int lines = 0;
+        for (due += C; due >= all_tiles; due -= all_tiles) ++lines;
+        dot_tile_of<kPlainRows, 4, TilePass::kCached>(
+            bottom - top, x + top, part + c * part_stride, part_stride, slice, nullptr,
+            state + c * rows + top * 4, out + top * kColumns + c, Wish<T>{&soon, lines});
+      }
     }
-    begin = end;
-  } while (begin < inner);
+  }
 }
 
 // out[m * kColumns + c] = x[m] . w[c], for all rows and `columns` <= kColumns weight rows.
 template <class T>
 inline void dot_rows(const T* const* x, int64_t rows, const T* w, int64_t stride, int64_t inner,
                      int64_t columns, float* out) {
-  if (columns < kColumns) {
-    for (int64_t c = 0; c < columns; ++c)
-      dot_tiles<1>(x, rows, w + c * stride, stride, inner, out + c);
-  } else if (rows <= kTileRows) {
-    dot_tiles<kColumns>(x, rows, w, stride, inner, out);
-  } else {
-    dot_tiles<4>(x, rows, w, stride, inner, out);
-    dot_tiles<4>(x, rows, w + 4 * stride, stride, inner, out + 4);
+  int64_t c = 0;
+  if (rows == 1) {
+    for (; c + 8 <= columns; c += 8) dot_streamed<8>(x[0], w + c * stride, stride, inner, out + c);
+    for (; c < columns; ++c) dot_streamed<1>(x[0], w + c * stride, stride, inner, out + c);
+    return;
   }
+  if (rows > kFewRows && columns == kColumns)
+    return dot_group<kColumns>(x, rows, w, stride, inner, out);
+  for (; c + 4 <= columns; c += 4)
+    for (int64_t m = 0; m < rows; m += kFewRows)
+      dot_group<4>(x + m, std::min(kFewRows, rows - m), w + c * stride, stride, inner,
+                   out + m * kColumns + c);
+  for (; c < columns; ++c)
+    for (int64_t m = 0; m < rows; ++m)
+      dot_streamed<1>(x[m], w + c * stride, stride, inner, out + m * kColumns + c);
 }
 
 // Writes the first n <= kColumns of `values`.

@@ -8,19 +8,25 @@ namespace MSERVE_ISA {
 #include "vec.h"
 
 #include "e4m3.h"
+#include "cache_codes.h"
 #include "dot.h"
 #include "packed.h"
+#include "int8.h"
+#include "linear_int8.h"
 #include "linear.h"
 #include "moe.h"
 #include "norm.h"
 #include "panel.h"
 #include "pointwise.h"
+#include "draw.h"
 #include "read.h"
 #include "route.h"
 #include "direct.h"
 #include "select_blocks.h"
-
+#include "softmax.h"
+#include "attend_block.h"
 #include "attention.h"
+#include "write_kv.h"
 
 extern const Kernels kernels{
     read,
@@ -33,7 +39,7 @@ extern const Kernels kernels{
     embedding,
     rope_angles,
     residual_sum,
-    highest,
+    draw,
     route,
     select_blocks,
     attention,

@@ -8,11 +8,9 @@ void linear_typed(const LinearArgs& a) {
   auto* y = static_cast<Out*>(a.y);
   parallel([&](const Worker& me) {
     const Range mine = me.share(a.outer, kColumns);
-    const int64_t block = row_block<T>(a.inner);
     const T* rows[kMaxRowBlock];
     float sums[kMaxRowBlock * kColumns];
-    for (int64_t first_row = 0; first_row < a.rows; first_row += block) {
-      const int64_t count = std::min(block, a.rows - first_row);
+    for_row_blocks<T>(a.rows, a.inner, [&](int64_t first_row, int64_t count) {
       for (int64_t m = 0; m < count; ++m) rows[m] = x + (first_row + m) * a.x_stride;
       for (int64_t n = mine.begin; n < mine.end; n += kColumns) {
         const int64_t columns = std::min<int64_t>(kColumns, mine.end - n);
@@ -20,11 +18,12 @@ void linear_typed(const LinearArgs& a) {
         for (int64_t m = 0; m < count; ++m)
           store_columns(y + (first_row + m) * a.y_stride + n, sums + m * kColumns, columns);
       }
-    }
+    });
   });
 }
 
 inline void linear(const LinearArgs& a) {
+  if (is_int8(a.format)) return linear_int8(a);
   for_storage(a.format, a.dtype, a.out_dtype, [&](auto storage, auto out) {
     linear_typed<typename decltype(storage)::Type, typename decltype(out)::Type>(a);
   });

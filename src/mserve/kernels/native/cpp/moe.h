@@ -66,14 +66,6 @@ inline MoeSlots sort_by_expert(const MoeArgs& a) {
   return slots;
 }
 
-// Calls body(first slot, number of slots) for pieces of an expert's slots that fit the cache.
-template <class T, class Body>
-inline void for_slot_blocks(const ActiveExpert& expert, int64_t inner, Body&& body) {
-  const int64_t block = row_block<T>(inner);
-  for (int64_t begin = expert.begin; begin < expert.end; begin += block)
-    body(begin, std::min(block, expert.end - begin));
-}
-
 template <class W, class T = typename W::Element>
 void expert_hidden(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& expert,
                    const Worker& me, T* hidden, int64_t hidden_stride) {
@@ -85,7 +77,8 @@ void expert_hidden(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& 
   const Range mine = me.share(inner, kColumns);
   const T* rows[kMaxRowBlock];
   float gate[kMaxRowBlock * kColumns], up[kMaxRowBlock * kColumns];
-  for_slot_blocks<T>(expert, a.hidden, [&](int64_t first_slot, int64_t count) {
+  for_row_blocks<T>(expert.end - expert.begin, a.hidden, [&](int64_t first, int64_t count) {
+    const int64_t first_slot = expert.begin + first;
     for (int64_t s = 0; s < count; ++s)
       rows[s] = static_cast<const T*>(a.x) + slots.row[first_slot + s] * a.hidden;
     for (int64_t n = mine.begin; n < mine.end; n += kColumns) {
@@ -111,7 +104,8 @@ void add_expert_output(const MoeArgs& a, const MoeSlots& slots, const ActiveExpe
   const W down(shared ? a.shared_down : a.down, shared ? 0 : expert.id, {&a.hidden, 1}, inner);
   const T* rows[kMaxRowBlock];
   float dots[kMaxRowBlock * kColumns];
-  for_slot_blocks<T>(expert, inner, [&](int64_t first_slot, int64_t count) {
+  for_row_blocks<T>(expert.end - expert.begin, inner, [&](int64_t first, int64_t count) {
+    const int64_t first_slot = expert.begin + first;
     for (int64_t s = 0; s < count; ++s) rows[s] = hidden + (first_slot + s) * hidden_stride;
     for (int64_t n = mine.begin; n < mine.end; n += kColumns) {
       const int64_t columns = std::min<int64_t>(kColumns, mine.end - n);
@@ -154,7 +148,10 @@ void moe_typed(const MoeArgs& a) {
   });
 }
 
+#include "moe_int8.h"
+
 inline void moe(const MoeArgs& a) {
+  if (is_int8(a.format)) return moe_int8(a);
   for_storage(a.format, a.dtype, a.out_dtype, [&](auto storage, auto out) {
     moe_typed<typename decltype(storage)::Type, typename decltype(out)::Type>(a);
   });

@@ -1,4 +1,4 @@
-// Root-mean-square norms, the same with rotation of heads, and the cache write that follows them.
+// Root-mean-square norms, and the same with rotation of heads.
 
 template <class T>
 inline float sum_of_squares(const T* x, int64_t width) {
@@ -122,18 +122,4 @@ void mean_squares_typed(const MeanSquaresArgs& a) {
 
 inline void mean_squares(const MeanSquaresArgs& a) {
   a.dtype == DType::kFloat32 ? mean_squares_typed<float>(a) : mean_squares_typed<bf16>(a);
-}
-
-inline void write_kv(const WriteArgs& a) {
-  const int64_t size = a.dtype == DType::kFloat32 ? 4 : 2;
-  for_rows(a.tokens, a.heads * a.width, [&](Range mine) {
-    for (int64_t t = mine.begin; t < mine.end; ++t) {
-      const int64_t block = a.slots[t] / kBlockTokens, offset = a.slots[t] % kBlockTokens;
-      for (int64_t h = 0; h < a.heads; ++h)
-        std::memcpy(static_cast<char*>(a.plane) +
-                        (block * a.block_stride + (h * kBlockTokens + offset) * a.width) * size,
-                    static_cast<const char*>(a.x) + (t * a.x_stride + h * a.width) * size,
-                    size_t(a.width * size));
-    }
-  });
 }

@@ -7,8 +7,9 @@
 // Packed rows are expanded to T in the first-level cache, four rows and a slice of columns at a time,
 // and multiplied like plain ones; one expansion serves all rows of x that a block holds. The store
 // and the load of each value cost more than the memory's own time when x has few rows, so these
-// meet the weights in registers instead (AVX-512 BF16). Operands and the order of sums are the same
-// both ways: a row's result has the same bits in any batch.
+// meet the weights in registers instead (AVX-512 BF16), one or two weight rows at a time, so that
+// memory is read in order. Operands and the order of sums are the same both ways: a row's result has
+// the same bits in any batch.
 
 constexpr int64_t kMxfp8Group = 32;
 constexpr int64_t kFp8Block = 128;
@@ -52,6 +53,9 @@ template <class T>
 struct Mxfp8 {
   using Element = T;
   static constexpr bool kScaledSums = false;
+  // Rows of w that meet `rows` of x at once in registers. A single one's sum is a chain of waits;
+  // four rows' lines come in an order that costs the memory 10 %.
+  static constexpr int at_once(int) { return 2; }
   const uint8_t *codes, *scales;
   int64_t inner;
 
@@ -105,6 +109,9 @@ template <class T>
 struct Fp8Block {
   using Element = T;
   static constexpr bool kScaledSums = true;
+  // Each block is a sum of its own, so one row of w makes many short chains and is read as it lies;
+  // with more of x two share what they load of it.
+  static constexpr int at_once(int rows) { return rows > 1 ? 2 : 1; }
   const uint8_t* codes;
   const float* factors;
   Parts parts;
@@ -192,13 +199,14 @@ inline void dot_expanded(const typename W::Element* const* x, int64_t rows, cons
 }
 
 #if defined(MSERVE_BF16_PAIRS)
-// The same for few rows of x, without the way through the cache: the same operands meet the same
-// sums in the same order, so it does not show which of the two ran.
-template <int R, int C, class W>
-inline void dot_in_registers(const bf16* const* x, const W& w, int64_t n, float* out) {
+// sums[r][c] = the lanes of x[r] . w[n + c] for few rows of x, without the way through the cache:
+// the same operands meet the same sums in the same order, so it does not show which of the two ran.
+template <int R, class W>
+inline void sum_in_registers(const bf16* const* x, const W& w, int64_t n,
+                             F32 (&sums)[R][W::at_once(R)]) {
   using D = Dot<bf16>;
+  constexpr int C = W::at_once(R);
   constexpr int64_t kUnit = W::kScaledSums ? kFp8Block : 64;
-  F32 sums[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) sums[r][c] = zero();
   const E4m3Lookup lookup;
@@ -210,16 +218,19 @@ inline void dot_in_registers(const bf16* const* x, const W& w, int64_t n, float*
   };
 
   const int64_t inner = w.inner;
+  // Rows lie one below the other: what is fetched ahead is memory in order.
+  const uint8_t* ahead = w_rows[0].codes + kAheadBytes;
   int64_t k = 0;
   for (; k + kUnit <= inner; k += kUnit)
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int c = 0; c < C; ++c) {
       F32 part[R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) part[r] = begin_part(sums[r][c]);
 #pragma GCC unroll 2
       for (int64_t i = k; i < k + kUnit; i += 64) {
-        prefetch(w_rows[c].codes + i + kAheadBytes);
+        prefetch(ahead);
+        ahead += 64;
         const Bf16x64 values = w_rows[c].load(lookup, i);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
@@ -242,18 +253,32 @@ inline void dot_in_registers(const bf16* const* x, const W& w, int64_t n, float*
         sums[r][c] = end_part(part, w_rows[c], k, sums[r][c]);
       }
     }
+}
+
+// out[m * kColumns + c] = x[m] . w[n + c] for R rows of x and four of w.
+// Not inlined: a function that holds all of them has too few registers for any.
+template <int R, class W>
+[[gnu::noinline]] void dot_in_registers(const bf16* const* x, const W& w, int64_t n, float* out) {
+  constexpr int C = W::at_once(R);
+  F32 lanes[R][4];
+  for (int c = 0; c < 4; c += C) {
+    F32 sums[R][C];
+    sum_in_registers<R>(x, w, n + c, sums);
+    for (int r = 0; r < R; ++r)
+      for (int i = 0; i < C; ++i) lanes[r][c + i] = sums[r][i];
+  }
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) out[r * kColumns + c] = sum(sums[r][c]);
+    store_sums(out + r * kColumns, lanes[r][0], lanes[r][1], lanes[r][2], lanes[r][3]);
 }
 
 // For 1 to R rows of x.
-template <int R, int C, class W>
+template <int R, class W>
 inline void dot_in_registers_of(int64_t rows, const bf16* const* x, const W& w, int64_t n,
                                 float* out) {
   if constexpr (R > 1) {
-    if (rows < R) return dot_in_registers_of<R - 1, C>(rows, x, w, n, out);
+    if (rows < R) return dot_in_registers_of<R - 1>(rows, x, w, n, out);
   }
-  dot_in_registers<R, C>(x, w, n, out);
+  dot_in_registers<R>(x, w, n, out);
 }
 #endif
 
@@ -267,7 +292,7 @@ inline void dot_rows(const typename W::Element* const* x, int64_t rows, const W&
     for (; c + 4 <= columns && rows <= kTileRows; c += 4) {
       if (w.fits_registers(n + c) && w.fits_registers(n + c + 1) && w.fits_registers(n + c + 2) &&
           w.fits_registers(n + c + 3))
-        dot_in_registers_of<kTileRows, 4>(rows, x, w, n + c, out + c);
+        dot_in_registers_of<kTileRows>(rows, x, w, n + c, out + c);
       else
         dot_expanded<4>(x, rows, w, n + c, out + c);
     }
@@ -295,5 +320,7 @@ inline void for_storage(Format format, DType dtype, DType out_dtype, Run&& run) 
     case Format::kPlain: return for_types<Plain>(dtype, out_dtype, run);
     case Format::kMxfp8: return for_types<Mxfp8>(dtype, out_dtype, run);
     case Format::kFp8Block: return for_types<Fp8Block>(dtype, out_dtype, run);
+    case Format::kInt8:
+    case Format::kInt8Static: throw std::logic_error("INT8 has kernels of its own (int8.h)");
   }
 }

@@ -25,7 +25,9 @@ class Ahead {
   const char* at_;
 };
 
-// One fp32 element per lane and step: exact products of bf16 or fp32 values.
+// One fp32 element per lane and step: exact products of bf16 or fp32 values. Of two bf16 elements
+// the odd one comes first in a product of queries and keys: so do the pairs below, as hardware
+// defines them, and sums have the same bits on every instruction set.
 struct Singles {
   using Element = float;
   using V = F32;
@@ -55,7 +57,14 @@ struct Singles {
 #endif
     for (; k < width; ++k)
       for (int64_t lane = 0; lane < kPanel; ++lane)
-        panel[k * kPanel + lane] = lane < rows ? to_float(from[lane * row_stride + k]) : 0.0f;
+        panel[k * kPanel + lane] =
+            lane < rows ? to_float(from[lane * row_stride + place<T>(k)]) : 0.0f;
+  }
+
+  // Which element the k-th step takes.
+  template <class T>
+  static int64_t place(int64_t k) {
+    return sizeof(T) == 2 ? k ^ 1 : k;
   }
 
   // One panel whose columns are the first `width` of `from`: values of a product with probabilities.
@@ -73,7 +82,7 @@ struct Singles {
   // A query as a row to broadcast, converted into `copy` where that is needed.
   static const Element* row(const float* x, int64_t, Element*) { return x; }
   static const Element* row(const bf16* x, int64_t width, Element* copy) {
-    for (int64_t k = 0; k < width; k += kLanes) store(copy + k, MSERVE_ISA::load(x + k, width - k));
+    for (int64_t k = 0; k < width; ++k) copy[k] = to_float(x[place<bf16>(k)]);
     return copy;
   }
 };
@@ -143,12 +152,17 @@ inline int64_t panel_steps(int64_t width) {
   return (width + Kind::kWidth - 1) / Kind::kWidth;
 }
 
+// What else is done while a panel is multiplied: nothing.
+struct NoErrand {
+  void operator()() const {}
+};
+
 // One panel of kPanel columns times R rows: keep(r, sums) takes each row's four registers.
-// start(r, i) gives what register i begins with.
-template <class Kind, int R, class Start, class Keep>
+// start(r, i) gives what register i begins with, errand() is run at every step.
+template <class Kind, int R, class Start, class Keep, class Errand>
 inline void panel_tile(const typename Kind::Element* const* rows,
                        const typename Kind::Element* panel, int64_t steps, Start&& start,
-                       Keep&& keep) {
+                       Keep&& keep, Errand&& errand) {
   F32 sums[R][4];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -156,6 +170,7 @@ inline void panel_tile(const typename Kind::Element* const* rows,
     for (int i = 0; i < 4; ++i) sums[r][i] = start(r, i);
   for (int64_t k = 0; k < steps; ++k) {
     typename Kind::V columns[4];
+    errand();
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) columns[i] = Kind::load(panel + k * kPanel + i * kLanes);
 #pragma GCC unroll 8
@@ -170,20 +185,20 @@ inline void panel_tile(const typename Kind::Element* const* rows,
 }
 
 // The same for any number of rows; start and keep get the row's number among all.
-template <class Kind, int R = kPanelRows, class Start, class Keep>
+template <class Kind, int R = kPanelRows, class Start, class Keep, class Errand = NoErrand>
 inline void panel_rows(const typename Kind::Element* const* rows, int64_t count,
                        const typename Kind::Element* panel, int64_t steps, Start&& start,
-                       Keep&& keep) {
+                       Keep&& keep, Errand&& errand = {}) {
   int64_t row = 0;
   for (; row + R <= count; row += R)
     panel_tile<Kind, R>(
         rows + row, panel, steps, [&](int r, int i) { return start(row + r, i); },
-        [&](int r, const F32* sums) { keep(row + r, sums); });
+        [&](int r, const F32* sums) { keep(row + r, sums); }, errand);
   if constexpr (R > 1) {
     if (row < count)
       panel_rows<Kind, R - 1>(
           rows + row, count - row, panel, steps,
           [&](int64_t r, int i) { return start(row + r, i); },
-          [&](int64_t r, const F32* sums) { keep(row + r, sums); });
+          [&](int64_t r, const F32* sums) { keep(row + r, sums); }, errand);
   }
 }

@@ -1,5 +1,5 @@
 // The ends of a step and what joins its layers: rows of the embedding, rotary angles, the residual
-// sum, and the highest score of each row.
+// sum.
 
 // A token id that is no row of the embedding is std::out_of_range, before anything is written.
 inline void embedding(const EmbeddingArgs& a) {
@@ -37,38 +37,4 @@ void residual_sum_typed(const ResidualArgs& a) {
 
 inline void residual_sum(const ResidualArgs& a) {
   a.dtype == DType::kFloat32 ? residual_sum_typed<float>(a) : residual_sum_typed<bf16>(a);
-}
-
-constexpr int64_t kScoreRun = 1024;
-
-// The first of equal scores; the first NaN if there is one. Runs of a row are compared by their
-// highest, and only the winning run is searched for the place.
-inline void highest_of_row(const float* x, int64_t width, float& value, int64_t& id) {
-  F32 numbers = zero();  // NaN once a NaN went by; infinities do not count
-  int64_t winner = 0;
-  value = -INFINITY;
-  for (int64_t begin = 0; begin < width; begin += kScoreRun) {
-    const int64_t end = std::min(begin + kScoreRun, width);
-    F32 best = set1(-INFINITY);
-    for (int64_t k = begin; k < end; k += kLanes) {
-      const F32 score = first_or(load(x + k, end - k), end - k, set1(-INFINITY));
-      const F32 bounded = max(set1(-1.0f), min(set1(1.0f), score));
-      numbers = fma(bounded, zero(), numbers);
-      best = max(score, best);
-    }
-    if (max_of(best) > value) value = max_of(best), winner = begin;
-  }
-  if (sum(numbers) != 0.0f) {
-    for (id = 0; x[id] == x[id];) ++id;
-    value = x[id];
-    return;
-  }
-  for (id = winner; x[id] != value;) ++id;
-}
-
-inline void highest(const HighestArgs& a) {
-  for_rows(a.rows, a.width, [&](Range mine) {
-    for (int64_t m = mine.begin; m < mine.end; ++m)
-      highest_of_row(a.scores + m * a.width, a.width, a.values[m], a.ids[m]);
-  });
 }

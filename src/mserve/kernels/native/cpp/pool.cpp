@@ -2,15 +2,18 @@
 
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace mserve {
@@ -35,10 +38,29 @@ void relax() {
 #endif
 }
 
+// False if the system refused.
+bool pin(std::thread& thread, int cpu) {
+  const size_t bytes = CPU_ALLOC_SIZE(cpu + 1);
+  cpu_set_t* set = CPU_ALLOC(cpu + 1);
+  if (set == nullptr) return false;
+  CPU_ZERO_S(bytes, set);
+  CPU_SET_S(cpu, bytes, set);
+  const bool pinned = pthread_setaffinity_np(thread.native_handle(), bytes, set) == 0;
+  CPU_FREE(set);
+  return pinned;
+}
+
 class Team {
  public:
-  explicit Team(int size) : size_(size), barrier_(size), done_(size) {
-    for (int rank = 1; rank < size; ++rank) threads_.emplace_back([this, rank] { serve(rank); });
+  explicit Team(std::vector<int> cpus, int size)
+      : size_(size), cpus_(std::move(cpus)), barrier_(size), done_(size) {
+    for (int rank = 1; rank < size; ++rank) {
+      threads_.emplace_back([this, rank] { serve(rank); });
+      char name[16];
+      std::snprintf(name, sizeof name, "mserve-%d", rank);
+      pthread_setname_np(threads_.back().native_handle(), name);
+      if (!cpus_.empty()) pinned_ &= pin(threads_.back(), cpus_[rank]);
+    }
   }
 
   ~Team() {
@@ -48,6 +70,8 @@ class Team {
   }
 
   int size() const { return size_; }
+  const std::vector<int>& cpus() const { return cpus_; }
+  bool pinned() const { return pinned_; }
 
   void run(void (*body)(void*, const Worker&), void* context) {
     body_ = body;
@@ -68,6 +92,8 @@ class Team {
   }
 
   const int size_;
+  const std::vector<int> cpus_;
+  bool pinned_ = true;
   Barrier barrier_, done_;
   Gate regions_;
   void (*body_)(void*, const Worker&) = nullptr;
@@ -84,7 +110,7 @@ struct Buffer {
 // threads it cannot join.
 struct State {
   std::mutex turn;
-  std::unique_ptr<Team> team = std::make_unique<Team>(1);
+  std::unique_ptr<Team> team = std::make_unique<Team>(std::vector<int>(), 1);
   Buffer buffers[kScratchSlots];
 };
 
@@ -136,12 +162,15 @@ void Barrier::wait() {
 Turn::Turn() { state->turn.lock(); }
 Turn::~Turn() { state->turn.unlock(); }
 
-void set_num_threads(int count) {
+bool set_num_threads(int count, const int* cpus) {
   Turn turn;
-  if (count != state->team->size()) {
+  std::vector<int> wanted;
+  if (cpus != nullptr) wanted.assign(cpus, cpus + count);
+  if (count != state->team->size() || wanted != state->team->cpus()) {
     state->team.reset();
-    state->team = std::make_unique<Team>(count);
+    state->team = std::make_unique<Team>(std::move(wanted), count);
   }
+  return state->team->pinned();
 }
 
 int team_size() { return state->team->size(); }

@@ -56,8 +56,10 @@ struct Worker {
   }
 };
 
-// Threads that later regions use, the caller included. Existing workers are joined first.
-void set_num_threads(int count);
+// Threads that later regions use, the caller included. Existing workers are joined first. With
+// `cpus` [count], worker r is pinned to cpus[r] and the caller is left to find the one that remains:
+// threads that it starts later would inherit its core. False if the system refused to pin one.
+bool set_num_threads(int count, const int* cpus);
 // Size of the team. Between regions only; meaningful while holding a Turn.
 int team_size();
 

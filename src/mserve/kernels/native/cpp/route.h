@@ -39,11 +39,9 @@ void route_typed(const RouteArgs& a) {
     }
     const float* x = std::is_same_v<T, bf16> ? inputs : static_cast<const float*>(a.x);
     const Range experts = me.share(a.experts, kColumns);
-    const int64_t block = row_block<float>(a.hidden);
     const float* rows[kMaxRowBlock];
     float sums[kMaxRowBlock * kColumns];
-    for (int64_t first = 0; first < a.tokens; first += block) {
-      const int64_t count = std::min(block, a.tokens - first);
+    for_row_blocks<float>(a.tokens, a.hidden, [&](int64_t first, int64_t count) {
       for (int64_t t = 0; t < count; ++t) rows[t] = x + (first + t) * a.hidden;
       for (int64_t e = experts.begin; e < experts.end; e += kColumns) {
         const int64_t columns = std::min<int64_t>(kColumns, experts.end - e);
@@ -51,7 +49,7 @@ void route_typed(const RouteArgs& a) {
         for (int64_t t = 0; t < count; ++t)
           store_columns(scores + (first + t) * a.experts + e, sums + t * kColumns, columns);
       }
-    }
+    });
     me.wait();
     for (int64_t t = tokens.begin; t < tokens.end; ++t)
       choose_experts(a, scores + t * a.experts, a.ids + t * a.chosen, a.weights + t * a.chosen);

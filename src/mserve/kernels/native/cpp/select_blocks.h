@@ -1,8 +1,9 @@
 // MSA's block selection: score every past block by its best key, keep the best blocks.
 //
-// Scores are fp32 sums of exact products in the order of the index width, one lane per key, so they
-// have the same bits for one token and for a thousand, on every instruction set with fused
-// multiply-add. Workers take (tokens, blocks) tiles in turn; a row's choice starts when all its
+// Scores are fp32 sums of exact products in one order of the index width, one lane per key, so they
+// have the same bits for one token and for a thousand, and on every instruction set: hardware that
+// multiplies pairs of bf16 adds the odd product first, each sum rounded, and so do the others
+// (panel.h). Workers take (tokens, blocks) tiles in turn; a row's choice starts when all its
 // scores are there.
 
 // Tokens whose index queries share a panel of keys, and past blocks of one tile.
@@ -26,6 +27,7 @@ struct SelectPiece {
 
 struct SelectTile {
   int64_t span, first_token, last_token, first_block, last_block;
+  int64_t next_block;  // of the span, which this worker is likely to read then
 };
 
 inline int64_t own_block(const Spans& at, int64_t span, int64_t token) {
@@ -38,69 +40,123 @@ inline int64_t scored_blocks(const SelectArgs& a, int64_t own) {
   return std::max<int64_t>(0, own + 1 - std::min<int64_t>(a.local_blocks, 1));
 }
 
-// The best score of one block for each row of a single token, of which the first `visible` keys
-// count.
+// Lanes of scores of one row with keys of which `visible` count; their factors, or null.
+inline F32 best_lanes(F32 best, const F32* scores, int64_t visible, const float* factors) {
+  for (int i = 0; i < 4; ++i) {
+    const F32 score =
+        factors == nullptr ? scores[i] : mul(scores[i], load(factors + i * kLanes));
+    best = max(best, first_or(score, visible - i * kLanes, set1(-INFINITY)));
+  }
+  return best;
+}
+
+// What one worker needs for one tile at a time; all arrays are parts of one allocation.
+template <class T>
+struct SelectWork {
+  using Kind = Fast<T>;
+  using Element = typename Kind::Element;
+
+  T* expanded;      // keys of the current block, if they are packed
+  Element* panel;   // kPanel of them
+  Element* copies;  // [rows, width] of queries that had to be converted
+
+  static int64_t bytes(const SelectArgs& a) {
+    return (kBlockTokens + kPanel + kSelectTokens * a.groups) * panel_columns(a.width) * 4;
+  }
+  SelectWork(const SelectArgs& a, void* memory)
+      : expanded(static_cast<T*>(memory)),
+        panel(static_cast<Element*>(memory) + kBlockTokens * panel_columns(a.width)),
+        copies(panel + kPanel * panel_columns(a.width)) {}
+};
+
 #if defined(MSERVE_FAST_TRANSPOSE)
-inline void score_directly(const float* const* inputs, int64_t rows, const bf16* keys,
-                           int64_t width, int64_t visible, const bf16* next, float* scores,
-                           int64_t stride) {
+// The best score of one block for each row of a single token, from where its keys lie. `next` is
+// the block after it.
+template <class Kind, class Stored>
+inline void score_directly(const typename Kind::Element* const* inputs, int64_t rows,
+                           const Stored* keys, const float* factors, int64_t width,
+                           int64_t visible, const void* next, float* scores, int64_t stride) {
   float sums[kMaxGroups * kBlockTokens];
-  Following ahead(keys, kBlockTokens * width * 2, next);
+  Following ahead(keys, kBlockTokens * width * int64_t(sizeof(Stored)), next);
   for (int64_t key = 0; key < visible; key += kPanel)
-    direct_scores<Singles>(inputs, rows, keys + key * width, width, ahead, sums + key);
+    direct_scores<Kind>(inputs, rows, keys + key * width, width, ahead, sums + key);
   for (int64_t r = 0; r < rows; ++r) {
     F32 best = set1(-INFINITY);
-    for (int64_t key = 0; key < visible; key += kLanes)
-      best = max(best, first_or(load(sums + r * kBlockTokens + key), visible - key, set1(-INFINITY)));
+    for (int64_t key = 0; key < visible; key += kPanel) {
+      F32 lanes[4];
+      for (int i = 0; i < 4; ++i) lanes[i] = load(sums + r * kBlockTokens + key + i * kLanes);
+      best = best_lanes(best, lanes, visible - key, factors == nullptr ? nullptr : factors + key);
+    }
     scores[r * stride] = max_of(best);
   }
 }
 #endif
 
+// The same in whatever form the keys are stored, where there is a way; else false.
 template <class T>
-void score_tile(const SelectArgs& a, const SelectTile& tile, float* scores, float* panel,
-                float* copies) {
+inline bool scored_directly([[maybe_unused]] const typename Fast<T>::Element* const* inputs,
+                            [[maybe_unused]] int64_t rows, [[maybe_unused]] const BlockPart& keys,
+                            [[maybe_unused]] int64_t visible, [[maybe_unused]] const void* next,
+                            [[maybe_unused]] float* scores, [[maybe_unused]] int64_t stride) {
+#if defined(MSERVE_FAST_TRANSPOSE)
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (keys.width % kDirectWidth != 0) return false;
+    const auto score = [&](const auto* values) {
+      score_directly<Fast<T>>(inputs, rows, values, keys.factors(), keys.width, visible, next,
+                              scores, stride);
+      return true;
+    };
+    if (keys.plane.form == Cached::kPlain) return score(keys.values<bf16>());
+#if defined(MSERVE_BF16_PAIRS)
+    if (keys.plane.form == Cached::kE4m3) return score(keys.values<Code<Cached::kE4m3>>());
+    return score(keys.values<Code<Cached::kInt8>>());
+#endif
+  }
+#endif
+  return false;
+}
+
+template <class T>
+void score_tile(const SelectArgs& a, const SelectTile& tile, float* scores,
+                const SelectWork<T>& work) {
+  using Kind = Fast<T>;
   const int64_t tokens = tile.last_token - tile.first_token, rows = tokens * a.groups;
   const int64_t first = tile.span * a.at.length + tile.first_token;
-  const float* inputs[kSelectTokens * kMaxGroups];
+  const typename Kind::Element* inputs[kSelectTokens * kMaxGroups];
   for (int64_t r = 0; r < rows; ++r)
-    inputs[r] = Singles::row(static_cast<const T*>(a.query) +
-                                 (first + r / a.groups) * a.query_stride + r % a.groups * a.width,
-                             a.width, copies + r * panel_columns(a.width));
+    inputs[r] = Kind::row(static_cast<const T*>(a.query) +
+                              (first + r / a.groups) * a.query_stride + r % a.groups * a.width,
+                          a.width, work.copies + r * panel_columns(a.width));
   const int64_t position = a.at.positions[first];
+  const auto part_of = [&](int64_t block) {
+    return BlockPart{a.key, a.at.blocks[tile.span * a.at.num_blocks + block], 0, a.width};
+  };
   for (int64_t block = tile.first_block; block < tile.last_block; ++block) {
-    const auto keys_of = [&](int64_t number) {
-      const int64_t id = a.at.blocks[tile.span * a.at.num_blocks + number];
-      return static_cast<const T*>(a.key.data) + id * a.key.block_stride;
-    };
-    const T* keys = keys_of(block);
-    Ahead ahead(keys_of(std::min(block + 1, tile.last_block - 1)));
-    for (int64_t r = 0; r < rows; ++r) scores[r * a.at.num_blocks + block] = -INFINITY;
+    const BlockPart keys = part_of(block);
+    const bool is_last = block + 1 == tile.last_block;
+    const void* next = part_of(is_last ? tile.next_block : block + 1).start(sizeof(T));
     // keys of the block that the tile's first token may see, and its last
     const int64_t visible_first = position + 1 - block * kBlockTokens;
     const int64_t visible_last = std::min(kBlockTokens, visible_first + tokens - 1);
-#if defined(MSERVE_FAST_TRANSPOSE)
-    if constexpr (std::is_same_v<T, bf16>) {
-      if (tokens == 1 && a.width % kDirectWidth == 0) {
-        score_directly(inputs, rows, keys, a.width, visible_last,
-                       keys_of(std::min(block + 1, tile.last_block - 1)), scores + block,
-                       a.at.num_blocks);
-        continue;
-      }
-    }
-#endif
-    for (int64_t column = 0; column < visible_last; column += kPanel) {
-      Singles::pack_transposed(panel, keys + column * a.width, a.width, visible_last - column,
-                               a.width, ahead);
-      panel_rows<Singles>(
-          inputs, rows, panel, a.width, [](int64_t, int) { return zero(); },
+    if (tokens == 1 &&
+        scored_directly<T>(inputs, rows, keys, visible_last, next, scores + block, a.at.num_blocks))
+      continue;
+    for (int64_t r = 0; r < rows; ++r) scores[r * a.at.num_blocks + block] = -INFINITY;
+    const int64_t seen = std::max<int64_t>(visible_last, 0);
+    const T* values = plain_values(a.key, keys.at(), seen * a.width, work.expanded);
+    Ahead ahead(next);
+    for (int64_t column = 0; column < seen; column += kPanel) {
+      const float* factors = keys.factors();
+      if (factors != nullptr) factors += column;
+      Kind::pack_transposed(work.panel, values + column * a.width, a.width, seen - column, a.width,
+                            ahead);
+      panel_rows<Kind>(
+          inputs, rows, work.panel, panel_steps<Kind>(a.width),
+          [](int64_t, int) { return zero(); },
           [&](int64_t r, const F32* sums) {
             const int64_t visible = visible_first + r / a.groups - column;
-            F32 best = set1(-INFINITY);
-            for (int i = 0; i < 4; ++i)
-              best = max(best, first_or(sums[i], visible - i * kLanes, set1(-INFINITY)));
             float& score = scores[r * a.at.num_blocks + block];
-            score = std::max(score, max_of(best));
+            score = std::max(score, max_of(best_lanes(set1(-INFINITY), sums, visible, factors)));
           });
     }
   }
@@ -125,7 +181,7 @@ inline void choose(const float* scores, int64_t own, const SelectArgs& a, int64_
   for (int64_t i = 0; i < width; ++i) chosen[i] = i < count ? ids[i] : -1;
 }
 
-enum SelectScratch : int { kSelectScratchScores, kSelectScratchPanels };
+enum SelectScratch : int { kSelectScratchScores, kSelectScratchWork };
 
 template <class T>
 void select_piece(const SelectArgs& a, const SelectPiece& piece) {
@@ -140,24 +196,23 @@ void select_piece(const SelectArgs& a, const SelectPiece& piece) {
   const int64_t row_scores = a.groups * a.at.num_blocks;
   auto* scores = static_cast<float*>(
       scratch(kSelectScratchScores, segments ? num_spans * piece.tokens() * row_scores * 4 : 0));
-  const int64_t panel_size = a.width * kPanel;
-  const int64_t worker_size = panel_size + kSelectTokens * a.groups * panel_columns(a.width);
-  auto* work = static_cast<float*>(scratch(kSelectScratchPanels, team_size() * worker_size * 4));
-  const int64_t bytes =
-      num_spans * segments * kSelectBlocks * kBlockTokens * a.width * int64_t(sizeof(T));
+  const int64_t work_bytes = SelectWork<T>::bytes(a);
+  auto* memory = static_cast<char*>(scratch(kSelectScratchWork, team_size() * work_bytes));
+  const int64_t bytes = num_spans * segments * kSelectBlocks * kBlockTokens * a.width *
+                        value_bytes(a.key.form, sizeof(T));
   std::atomic<int64_t> next{0};
   parallel_over(bytes, [&](const Worker& me) {
-    float* panel = work + me.rank * worker_size;
+    const SelectWork<T> work(a, memory + me.rank * work_bytes);
     for (int64_t item; (item = next.fetch_add(1)) < num_spans * tiles * segments;) {
       SelectTile tile;
       tile.span = piece.first_span + item / (tiles * segments);
       tile.first_token = piece.first_token + item / segments % tiles * kSelectTokens;
       tile.last_token = std::min(tile.first_token + kSelectTokens, piece.last_token);
       tile.first_block = item % segments * kSelectBlocks;
-      tile.last_block = std::min(tile.first_block + kSelectBlocks,
-                                 scored_blocks(a, own_block(a.at, tile.span, tile.last_token - 1)));
-      score_tile<T>(a, tile, scores + piece.row(tile.span, tile.first_token) * row_scores, panel,
-                    panel + panel_size);
+      const int64_t scored = scored_blocks(a, own_block(a.at, tile.span, tile.last_token - 1));
+      tile.last_block = std::min(tile.first_block + kSelectBlocks, scored);
+      tile.next_block = std::min(tile.first_block + me.size * kSelectBlocks, a.at.num_blocks - 1);
+      score_tile<T>(a, tile, scores + piece.row(tile.span, tile.first_token) * row_scores, work);
     }
     me.wait();
     const Range mine = me.share(num_spans * piece.tokens());

@@ -13,8 +13,8 @@ struct bf16 {
 
 enum class DType : int { kBFloat16 = 0, kFloat32 = 1 };
 
-// How weights are stored: values of the op's dtype, or packed (packed.h).
-enum class Format : int { kPlain = 0, kMxfp8 = 1, kFp8Block = 2 };
+// How weights are stored: values of the op's dtype, packed (packed.h), or integers (int8.h).
+enum class Format : int { kPlain = 0, kMxfp8 = 1, kFp8Block = 2, kInt8 = 3, kInt8Static = 4 };
 
 // A matrix, or a stack of them, contiguous; no scales where the format has none.
 struct Stored {
@@ -67,10 +67,16 @@ struct MoeArgs {
   ActivationArgs activation;
 };
 
-// One kind of plane of the KV cache: a block's part is [heads, kBlockTokens, width], contiguous.
+// How the KV cache stores values: of the op's dtype, or shorter (cache_codes.h).
+enum class Cached : int { kPlain = 0, kE4m3 = 1, kInt8 = 2, kBFloat16 = 3 };
+
+// One kind of plane of the KV cache: a block's part is [heads, kBlockTokens, width], contiguous,
+// and under kInt8 a factor for each of its vectors in [heads, kBlockTokens]. Strides between blocks.
 struct Plane {
-  const void* data;
-  int64_t block_stride;
+  void* data;
+  float* factors;
+  int64_t block_stride, factor_stride;
+  Cached form;
 };
 
 constexpr int64_t kBlockTokens = 128;
@@ -85,7 +91,7 @@ struct Spans {
 // Causal attention: over all blocks, or over the chosen ones.
 struct AttentionArgs {
   const void* query;  // [spans, length, heads, width] of dtype, token stride query_stride
-  Plane key, value;   // [.., groups, kBlockTokens, width] of dtype
+  Plane key, value;   // [.., groups, kBlockTokens, width], both of one form
   const int64_t* chosen;  // [spans, length, groups, chosen_width] ascending, then -1; or null
   void* out;              // [spans, length, heads, width], contiguous
   Spans at;
@@ -97,7 +103,7 @@ struct AttentionArgs {
 // The blocks that each token and group may read.
 struct SelectArgs {
   const void* query;  // [spans, length, groups, width] of dtype, token stride query_stride
-  Plane key;          // [.., 1, kBlockTokens, width] of dtype
+  Plane key;          // [.., 1, kBlockTokens, width]
   int64_t* chosen;    // [spans, length, groups, chosen_width], written
   Spans at;
   int64_t query_stride, groups, width, chosen_width, local_blocks, init_blocks;
@@ -144,10 +150,10 @@ struct MeanSquaresArgs {
 
 // New tokens' keys or values into their slots of a plane [.., heads, kBlockTokens, width].
 struct WriteArgs {
-  void* plane;
-  const void* x;         // [tokens, heads, width], token stride x_stride
+  Plane plane;
+  const void* x;         // [tokens, heads, width] of dtype, token stride x_stride
   const int64_t* slots;  // [tokens]: block * kBlockTokens + offset
-  int64_t block_stride, tokens, heads, width, x_stride;
+  int64_t tokens, heads, width, x_stride;
   DType dtype;
 };
 
@@ -175,10 +181,16 @@ struct ResidualArgs {
   DType dtype;
 };
 
-struct HighestArgs {
-  const float* scores;  // [rows, width]
-  float* values;        // [rows]
-  int64_t* ids;         // [rows]
+// The highest score of each row and a token: that one, or one drawn by chance. Arrays are [rows].
+struct DrawArgs {
+  const float* scores;        // [rows, width]
+  const double* temperature;  // 0: the highest
+  const int64_t* top_k;       // 0: all
+  const double *top_p, *min_p;
+  const uint64_t* seeds;
+  const int64_t* positions;
+  float* highest;
+  int64_t* ids;
   int64_t rows, width;
 };
 

@@ -4,6 +4,8 @@
 //   Dot<T>       one load of T as an operand of multiply-and-add: kStep elements of T that meet
 //                in kLanes sums. Two bf16 per lane where the hardware multiplies bf16 pairs
 //                (AVX-512 BF16), one otherwise.
+//   I32          lanes of integer sums
+//   Int8Dot      the same as Dot for signed bytes, with exact sums
 //
 // Everything above this file is written once against these names.
 
@@ -14,6 +16,12 @@
 #else
 #include "vec_plain.h"
 #endif
+
+inline int32_t sum(I32 a) {
+  int32_t sums[4];
+  store_sums(sums, a, a, a, a);
+  return sums[0];
+}
 
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) {

@@ -96,4 +96,45 @@ struct Dot {
   static F32 multiply_add(V a, V b, F32 c) { return fma(a, b, c); }
 };
 
+// Integers of one byte, rounded and saturated.
+inline void store_int8(int8_t* p, F32 a) {
+  const __m256i wide = _mm256_cvtps_epi32(a.v);
+  const __m128i halves =
+      _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(halves, halves));
+}
+
+struct I32 {
+  __m256i v;
+};
+
+inline I32 add(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
+// The four sums over lanes.
+inline void store_sums(int32_t* p, I32 a, I32 b, I32 c, I32 d) {
+  const __m256i halves =
+      _mm256_hadd_epi32(_mm256_hadd_epi32(a.v, b.v), _mm256_hadd_epi32(c.v, d.v));
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)));
+}
+
+struct Int8Dot {
+  using V = __m256i;
+  static constexpr int kStep = 16;
+  static constexpr int32_t kWeightShift = 0;
+  static I32 zero() { return {_mm256_setzero_si256()}; }
+  static V load(const int8_t* p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static V weights(const int8_t* p) { return load(p); }
+  static V weights(const int8_t* p, int64_t n) {
+    int8_t copy[kStep] = {};
+    std::memcpy(copy, p, size_t(n));
+    return load(copy);
+  }
+  static I32 multiply_add(V x, V weights, I32 c) {
+    return {_mm256_add_epi32(c.v, _mm256_madd_epi16(x, weights))};
+  }
+};
+
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -94,4 +94,42 @@ struct Dot {
   static F32 multiply_add(V a, V b, F32 c) { return fma(a, b, c); }
 };
 
+// Integers of one byte, rounded; what is no number has no integer.
+inline void store_int8(int8_t* p, F32 a) {
+  const F32 whole = round(a);
+  for (int i = 0; i < 4; ++i) p[i] = whole.v[i] == whole.v[i] ? int8_t(whole.v[i]) : int8_t(0);
+}
+
+struct I32 {
+  F32::Int4 v;
+};
+
+inline I32 add(I32 a, I32 b) { return {a.v + b.v}; }
+inline void store_sums(int32_t* p, I32 a, I32 b, I32 c, I32 d) {
+  const I32 all[] = {a, b, c, d};
+  for (int i = 0; i < 4; ++i)
+    p[i] = (all[i].v[0] + all[i].v[1]) + (all[i].v[2] + all[i].v[3]);
+}
+
+struct Int8Dot {
+  struct V {
+    F32::Int4 v[2];
+  };
+  static constexpr int kStep = 8;
+  static constexpr int32_t kWeightShift = 0;
+  static I32 zero() { return {F32::Int4{0, 0, 0, 0}}; }
+  static V load(const int8_t* p) {
+    return {F32::Int4{p[0], p[1], p[2], p[3]}, F32::Int4{p[4], p[5], p[6], p[7]}};
+  }
+  static V weights(const int8_t* p) { return load(p); }
+  static V weights(const int8_t* p, int64_t n) {
+    int8_t copy[kStep] = {};
+    std::memcpy(copy, p, size_t(n));
+    return load(copy);
+  }
+  static I32 multiply_add(V x, V weights, I32 c) {
+    return {c.v + x.v[0] * weights.v[0] + x.v[1] * weights.v[1]};
+  }
+};
+
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
