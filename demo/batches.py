@@ -65,11 +65,7 @@ def step_batches(seed: int, step: int, step_tokens: int, mix: Mix) -> list[Batch
     sequences = []
     for length, share in mix.needles:
         sequences += _draw(rng, {"needle": 1.0}, length, int(step_tokens * share))
-    shares = {
-        name: share * mix.emphasis.get(name, 1.0)
-        for name, (_, share) in SKILLS.items()
-        if name != "needle"
-    }
+    shares = {name: share for name, (_, share) in SKILLS.items() if name != "needle"}
     sequences += [_repeats(rng) for _ in range(int(step_tokens * mix.repeats / _JOINED_TOKENS))]
     rest = step_tokens * (1 - mix.repeats - sum(share for _, share in mix.needles))
     sequences += _draw(rng, shares, _LONGEST, int(rest))
