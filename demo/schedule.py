@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 _WARM_UP = 0.01
 _DECAY_FROM = 0.7
-_SPARSE_FROM = 0.45
+_SPARSE_FROM = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Mix:
 _MIXES = (
     (0.00, Mix(((512, 0.05),), 0.05)),
     (0.20, Mix(((512, 0.05), (1500, 0.10)), 0.02)),
-    (0.45, Mix(((1500, 0.07), (4000, 0.15)), 0.0)),
+    (0.4, Mix(((1500, 0.07), (4000, 0.15)), 0.0)),
 )
 
 
