@@ -72,12 +72,13 @@ def rendered(
 
 def _mask(ids: list[int], conversation: Conversation) -> list[int]:
     begin, end, opened = _turn_marks(conversation.mode)
-    mask, start = [0] * len(ids), 0
-    while (start := _find(ids, begin, start)) is not None:
+    mask = [0] * len(ids)
+    start = _find(ids, begin, 0)
+    while start is not None:
         first = start + len(begin) + opened
         last = ids.index(end, first)
         mask[first : last + 1] = [1] * (last + 1 - first)
-        start = last
+        start = _find(ids, begin, last)
     return mask
 
 

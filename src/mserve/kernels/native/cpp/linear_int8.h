@@ -19,11 +19,9 @@ void linear_int8_typed(const LinearArgs& a) {
   });
   parallel([&](const Worker& me) {
     const Range mine = me.share(a.outer, kInt8Columns);
-    const int64_t block = row_block<int8_t>(a.inner);
     const QuantizedRow* rows[kMaxRowBlock];
     float values[kMaxRowBlock * kInt8Columns];
-    for (int64_t first_row = 0; first_row < a.rows; first_row += block) {
-      const int64_t count = std::min(block, a.rows - first_row);
+    for_row_blocks<int8_t>(a.rows, a.inner, [&](int64_t first_row, int64_t count) {
       w.for_parts(mine, [&](int64_t part, Range columns_of_part) {
         const int64_t input = part * a.rows + first_row;
         for (int64_t m = 0; m < count; ++m) rows[m] = quantized[input + m];
@@ -34,7 +32,7 @@ void linear_int8_typed(const LinearArgs& a) {
             store_columns(y + (first_row + m) * a.y_stride + n, values + m * kInt8Columns, columns);
         }
       });
-    }
+    });
   });
 }
 

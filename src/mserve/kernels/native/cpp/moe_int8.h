@@ -82,7 +82,8 @@ inline void int8_expert_hidden(const MoeInt8& m, const ActiveExpert& expert, con
   const Range mine = me.share(inner, kInt8Columns);
   const QuantizedRow *for_gate[kMaxRowBlock], *for_up[kMaxRowBlock];
   float gate[kMaxRowBlock * kInt8Columns], up[kMaxRowBlock * kInt8Columns];
-  for_slot_blocks<int8_t>(expert, m.a.hidden, [&](int64_t first_slot, int64_t count) {
+  for_row_blocks<int8_t>(expert.end - expert.begin, m.a.hidden, [&](int64_t first, int64_t count) {
+    const int64_t first_slot = expert.begin + first;
     for (int64_t s = 0; s < count; ++s) {
       for_gate[s] = m.input(first_slot + s, 0);
       for_up[s] = m.input(first_slot + s, 1);
@@ -115,7 +116,8 @@ inline void add_int8_expert_output(const MoeInt8& m, const ActiveExpert& expert,
   const Int8Matrix down = m.down(expert);
   const QuantizedRow* rows[kMaxRowBlock];
   float values[kMaxRowBlock * kInt8Columns];
-  for_slot_blocks<int8_t>(expert, down.inner, [&](int64_t first_slot, int64_t count) {
+  for_row_blocks<int8_t>(expert.end - expert.begin, down.inner, [&](int64_t first, int64_t count) {
+    const int64_t first_slot = expert.begin + first;
     for (int64_t s = 0; s < count; ++s) rows[s] = m.hidden_inputs[first_slot + s];
     for (int64_t n = mine.begin; n < mine.end; n += kInt8Columns) {
       const int64_t columns = std::min(kInt8Columns, mine.end - n);
