@@ -8,6 +8,7 @@ prompt, as turns of one longer conversation: it saves computing that prompt agai
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from demo.shape import BLOCK_TOKENS
 
 _NUM_PLAIN_TOKENS = 4000  # below the added ones
 _ROUND_TO = 16  # lengths are rounded up, so that few different shapes occur
-_BATCH_TOKENS = 4096  # of one batch, unless one sequence is longer
+_BATCH_TOKENS = 2048  # of one batch, unless one sequence is longer
+_SHORTEST_NEEDLE = 150
 _LONGEST = 1000  # tokens of a sample that is no needle
 _INDEX_QUERIES = 48  # of a sequence
 _JOINED_TOKENS = 384
@@ -64,7 +66,7 @@ def step_batches(seed: int, step: int, step_tokens: int, mix: Mix) -> list[Batch
     rng = random.Random(f"{seed}/{step}")
     sequences = []
     for length, share in mix.needles:
-        sequences += _draw(rng, {"needle": 1.0}, length, int(step_tokens * share))
+        sequences += _needles(rng, length, step_tokens * share)
     shares = {name: share for name, (_, share) in SKILLS.items() if name != "needle"}
     sequences += [_repeats(rng) for _ in range(int(step_tokens * mix.repeats / _JOINED_TOKENS))]
     rest = step_tokens * (1 - mix.repeats - sum(share for _, share in mix.needles))
@@ -109,6 +111,17 @@ def teaching_queries(batch: Batch) -> Tensor:
         last = rows[-(_INDEX_QUERIES // 2) :]
         queries[number, len(spread) : len(spread) + len(last)] = last
     return queries
+
+
+def _needles(rng: random.Random, max_tokens: int, num_tokens: float) -> list[TrainingSequence]:
+    """Needles of at most ``max_tokens``; as many as make ``num_tokens`` in the mean of all steps,
+    which may be none in most."""
+    mean_tokens = max_tokens / math.log(max_tokens / _SHORTEST_NEEDLE)
+    sequences = []
+    for _ in range(int(num_tokens / mean_tokens + rng.random())):
+        ids, mask = training_sample(rng, max_tokens=max_tokens, skill="needle")
+        sequences.append(TrainingSequence(ids, mask, [Piece("needle", 0, len(ids))]))
+    return sequences
 
 
 def _draw(
