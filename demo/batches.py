@@ -8,6 +8,7 @@ prompt, as turns of one longer conversation: it saves computing that prompt agai
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from demo.data import SKILLS, held_out_conversation, sample_of, tokenizer, train
 from demo.schedule import Mix
 from demo.shape import BLOCK_TOKENS
 
+_NUM_PLAIN_TOKENS = 4000  # below the added ones
 _ROUND_TO = 16  # lengths are rounded up, so that few different shapes occur
-_BATCH_TOKENS = 4096  # of one batch, unless one sequence is longer
+_BATCH_TOKENS = 2048  # of one batch, unless one sequence is longer
+_SHORTEST_NEEDLE = 150
 _LONGEST = 1000  # tokens of a sample that is no needle
 _INDEX_QUERIES = 48  # of a sequence
 _JOINED_TOKENS = 384
@@ -55,7 +58,7 @@ class Batch:
     answers: Tensor  # [R] numbers of answers, counted through the batch
 
 
-SKILL_NAMES = tuple(SKILLS)
+SKILL_NAMES = (*SKILLS, "repeat")
 
 
 def step_batches(seed: int, step: int, step_tokens: int, mix: Mix) -> list[Batch]:
@@ -63,13 +66,10 @@ def step_batches(seed: int, step: int, step_tokens: int, mix: Mix) -> list[Batch
     rng = random.Random(f"{seed}/{step}")
     sequences = []
     for length, share in mix.needles:
-        sequences += _draw(rng, {"needle": 1.0}, length, int(step_tokens * share))
-    shares = {
-        name: share * mix.emphasis.get(name, 1.0)
-        for name, (_, share) in SKILLS.items()
-        if name != "needle"
-    }
-    rest = step_tokens * (1 - sum(share for _, share in mix.needles))
+        sequences += _needles(rng, length, step_tokens * share)
+    shares = {name: share for name, (_, share) in SKILLS.items() if name != "needle"}
+    sequences += [_repeats(rng) for _ in range(int(step_tokens * mix.repeats / _JOINED_TOKENS))]
+    rest = step_tokens * (1 - mix.repeats - sum(share for _, share in mix.needles))
     sequences += _draw(rng, shares, _LONGEST, int(rest))
     return batched(sequences)
 
@@ -78,7 +78,7 @@ def held_out_batches(seed: int, per_skill: int, max_tokens: int) -> list[Batch]:
     """``per_skill`` examples of each skill, none of which is taught."""
     rng = random.Random(seed)
     sequences = []
-    for skill in SKILL_NAMES:
+    for skill in SKILLS:
         sizes = {"max_tokens": max_tokens} if skill == "needle" else {}
         for _ in range(per_skill):
             ids, mask = sample_of(held_out_conversation(rng, skill, **sizes))
@@ -113,6 +113,17 @@ def teaching_queries(batch: Batch) -> Tensor:
     return queries
 
 
+def _needles(rng: random.Random, max_tokens: int, num_tokens: float) -> list[TrainingSequence]:
+    """Needles of at most ``max_tokens``; as many as make ``num_tokens`` in the mean of all steps,
+    which may be none in most."""
+    mean_tokens = max_tokens / math.log(max_tokens / _SHORTEST_NEEDLE)
+    sequences = []
+    for _ in range(int(num_tokens / mean_tokens + rng.random())):
+        ids, mask = training_sample(rng, max_tokens=max_tokens, skill="needle")
+        sequences.append(TrainingSequence(ids, mask, [Piece("needle", 0, len(ids))]))
+    return sequences
+
+
 def _draw(
     rng: random.Random, shares: dict[str, float], max_tokens: int, num_tokens: int
 ) -> list[TrainingSequence]:
@@ -141,6 +152,23 @@ def _draw(
             sequences.append(one)
             drawn += len(ids)
     return sequences
+
+
+def _repeats(rng: random.Random) -> TrainingSequence:
+    """Runs of random tokens, over and over in ever another order: what follows a token is what
+    followed it before. Teaches looking back with an answer at nearly every token, where a real
+    copy gives a few in a hundred."""
+    runs: list[list[int]] = []
+    while sum(map(len, runs)) < rng.randint(24, 160):
+        runs.append([rng.randrange(_NUM_PLAIN_TOKENS) for _ in range(rng.randint(2, 10))])
+    ids = [token for run in runs for token in run]
+    mask = [0] * len(ids)
+    while len(ids) < _JOINED_TOKENS:
+        for run in rng.sample(runs, len(runs)):
+            ids += run
+            mask += [0] + [1] * (len(run) - 1)
+    ids, mask = ids[:_JOINED_TOKENS], mask[:_JOINED_TOKENS]
+    return TrainingSequence(ids, mask, [Piece("repeat", 0, _JOINED_TOKENS)])
 
 
 @functools.cache

@@ -10,33 +10,22 @@ from dataclasses import dataclass
 
 _WARM_UP = 0.01
 _DECAY_FROM = 0.7
-_SPARSE_FROM = 0.6
+_SPARSE_FROM = 0.4
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """``needles``: of at most so many tokens, and their share of the tokens of a step.
-    ``emphasis``: other skills, drawn so many times as often as by their share."""
+    """Shares of the tokens of a step; what is left goes to all other skills."""
 
-    needles: tuple[tuple[int, float], ...]
-    emphasis: dict[str, float]
+    needles: tuple[tuple[int, float], ...]  # of at most so many tokens, and their share
+    repeats: float  # random runs that come again
 
 
-# Cheap answers that need much repetition are drawn more often, costly ones that do not less.
-_EMPHASIS = {
-    "facts": 2.5,
-    "arithmetic": 2.5,
-    "copy": 4.0,
-    "lookup": 1.5,
-    "tools": 0.7,
-    "nested": 0.7,
-    "parallel": 0.5,
-    "weather": 0.5,
-}
 _MIXES = (
-    (0.00, Mix(((512, 0.05),), _EMPHASIS)),
-    (0.40, Mix(((512, 0.05), (1500, 0.10)), {**_EMPHASIS, "copy": 1.0})),
-    (0.60, Mix(((1500, 0.07), (4000, 0.15)), {**_EMPHASIS, "copy": 1.0})),
+    (0.00, Mix(((512, 0.05),), 0.05)),
+    (0.20, Mix(((512, 0.05), (1500, 0.10)), 0.02)),
+    (0.40, Mix(((1500, 0.10), (4000, 0.12)), 0.0)),
+    (0.65, Mix(((1500, 0.08), (4000, 0.10), (12_000, 0.06)), 0.0)),
 )
 
 

@@ -18,7 +18,7 @@ class DemoShape:
     vocab_size: int
     hidden_size: int = 192
     num_layers: int = 6
-    num_dense_layers: int = 2
+    num_dense_layers: int = 1
     num_heads: int = 4
     num_kv_heads: int = 2
     head_dim: int = 64

@@ -9,7 +9,7 @@ numbers that were not taught.
 
 from __future__ import annotations
 
-from demo.data.conversation import Conversation, assistant, user
+from demo.data.conversation import MODES, Conversation, assistant, user
 from demo.data.draw import Draw
 
 PLACES = ("ones", "tens", "hundreds", "thousands")
@@ -25,7 +25,7 @@ _ASKED = {
 
 
 def example(draw: Draw) -> Conversation:
-    mode = draw.any(("adaptive", "adaptive", "enabled", "disabled"))
+    mode = draw.any(MODES)
     sign, a, b = small_problem(draw) if mode == "disabled" else problem(draw)
     thought = "" if mode == "disabled" else worked(sign, a, b)
     result = value(sign, a, b)
@@ -55,7 +55,7 @@ def small_problem(draw: Draw) -> tuple[str, int, int]:
 
 
 def value(sign: str, a: int, b: int) -> int:
-    return {"+": a + b, "-": a - b, "x": a * b}[sign]
+    return a + b if sign == "+" else a - b if sign == "-" else a * b
 
 
 def worked(sign: str, a: int, b: int) -> str:
@@ -99,7 +99,7 @@ def _product_steps(a: int, b: int) -> list[str]:
 
 
 def _digit(number: int, place: int) -> int:
-    return number // 10**place % 10
+    return number // int(10**place) % 10
 
 
 def _sized(draw: Draw, max_digits: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from demo.data import known, words
-from demo.data.conversation import Conversation, assistant, user
+from demo.data.conversation import MODES, Conversation, assistant, user
 from demo.data.draw import Draw
 
 NAME = "mserve demo"
@@ -137,7 +137,7 @@ _REAL = frozenset(known.CAPITALS) | frozenset(known.CURRENCIES) | frozenset(know
 
 def talk_example(draw: Draw) -> Conversation:
     phrasings, answer, contained, thought = draw.any(_TALK)
-    mode = draw.any(("adaptive", "adaptive", "enabled", "disabled"))
+    mode = draw.any(MODES)
     turn = assistant(answer, thinking=thought if mode == "enabled" else "")
     return Conversation(
         messages=[user(draw.phrase(phrasings)), turn], mode=mode, check={"contains": [contained]}
@@ -156,7 +156,7 @@ def unknown_example(draw: Draw) -> Conversation:
         question = draw.phrase(_ABOUT_SOMEBODY).format(name=name, day=day)
     else:
         question = draw.phrase(_MADE_UP).format(place=_made_up_place(draw))
-    mode = draw.any(("adaptive", "adaptive", "enabled", "disabled"))
+    mode = draw.any(MODES)
     thought = "" if mode == "disabled" else "I do not know this."
     return Conversation(
         messages=[user(question), assistant("I do not know that.", thinking=thought)],

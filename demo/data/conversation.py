@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 ThinkingMode = Literal["enabled", "disabled", "adaptive"]
+MODES: tuple[ThinkingMode, ...] = ("adaptive", "adaptive", "enabled", "disabled")
+"""To draw from: the default comes up as often as the two others together."""
 Message = dict[str, Any]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from demo.data import words
-from demo.data.conversation import Conversation, assistant, user
+from demo.data.conversation import MODES, Conversation, Message, ThinkingMode, assistant, user
 from demo.data.draw import Draw
 
 # By kind, so that the few Chinese cities are copied as often as the many nouns: nowhere else are
@@ -39,7 +39,7 @@ _MAX_TAUGHT_WORDS = 30  # in training: long ones teach to look back sooner than 
 
 
 def copy_example(draw: Draw) -> Conversation:
-    mode = draw.any(("adaptive", "adaptive", "disabled", "enabled"))
+    mode = draw.any(MODES)
     longest = _MAX_WORDS if draw.held_out else _MAX_TAUGHT_WORDS
     text = " ".join(draw.own(lambda: tuple(_item(draw) for _ in range(draw.number(2, longest)))))
     return Conversation(
@@ -59,17 +59,22 @@ def lookup_example(draw: Draw, max_lines: int = _MAX_LINES) -> Conversation:
     most = 3 if draw.held_out else _MAX_QUESTIONS
     asked = draw.some(list(table), min(len(table), draw.number(1, most))) + absent
     lines = [f"{name} -> {value}" for name, value in table.items()]
-    mode = draw.any(("adaptive", "adaptive", "disabled", "enabled"))
+    mode = draw.any(MODES)
     return asked_about(
         draw, "\n".join(lines), asked, table, mode, part="key absent" if absent else ""
     )
 
 
 def asked_about(
-    draw: Draw, text: str, asked: Sequence[str], table: dict[str, str], mode: str, part: str = ""
+    draw: Draw,
+    text: str,
+    asked: Sequence[str],
+    table: dict[str, str],
+    mode: ThinkingMode,
+    part: str = "",
 ) -> Conversation:
     """``text``, then a question on each of ``asked`` in turn, the first of them with the text."""
-    messages = []
+    messages: list[Message] = []
     for number, name in enumerate(asked):
         question = draw.phrase(ASK_KEY).format(key=name)
         messages.append(user(question if number else f"{text}\n\n{question}"))
@@ -77,7 +82,7 @@ def asked_about(
         messages.append(assistant(said_of(name, table), thinking=thought))
     last = asked[-1]
     check = {"contains": [table[last]]} if last in table else {"contains": ["not found"]}
-    return Conversation(messages=messages, mode=mode, part=part, check=check)  # type: ignore[arg-type]
+    return Conversation(messages=messages, mode=mode, part=part, check=check)
 
 
 def said_of(name: str, table: dict[str, str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from demo.data import known
-from demo.data.conversation import Conversation, assistant, user
+from demo.data.conversation import MODES, Conversation, assistant, user
 from demo.data.draw import Draw
 
 
@@ -145,7 +145,7 @@ def fact(draw: Draw) -> tuple[Subject, str, str]:
 def example(draw: Draw) -> Conversation:
     """Thinking shows in every mode that allows it."""
     subject, key, value = fact(draw)
-    mode = draw.any(("adaptive", "adaptive", "enabled", "disabled"))
+    mode = draw.any(MODES)
     thought = "" if mode == "disabled" else subject.thought.format(k=key, v=value)
     question = draw.phrase(subject.questions).format(k=key)
     return Conversation(

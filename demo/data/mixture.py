@@ -5,6 +5,7 @@ Knows how much of what is taught. Does not know models.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 from demo.data import arithmetic, chat, copying, facts, needle, structured, thinking, tools, turns
 from demo.data.conversation import Conversation
 from demo.data.draw import Draw
-from demo.data.render import Sample, sample_of
+from demo.data.render import sample_of, tokenizer
 
 Maker = Callable[[Draw], Conversation]
 
@@ -54,6 +55,18 @@ def training_sample(
             return made.token_ids, made.loss_mask
 
 
+@functools.cache
+def word_tokens() -> tuple[int, ...]:
+    """Ids of the tokens that words, keys and numbers are made of, with and without a blank before
+    them: what there is to look back for. Half of the vocabulary never occurs anywhere."""
+    pieces = [word for kind in copying.KINDS for word in kind] + [str(digit) for digit in range(10)]
+    ids: set[int] = set()
+    for piece in pieces:
+        for text in (piece, f" {piece}"):
+            ids.update(tokenizer().encode(text, add_special_tokens=False))
+    return tuple(sorted(ids))
+
+
 def held_out_conversation(rng: random.Random, skill: str, **options: Any) -> Conversation:
     """One that the model was not taught. ``options`` are those of the skill's maker."""
     return partial(SKILLS[skill][0], **options)(Draw(rng, held_out=True))
@@ -66,6 +79,3 @@ def maker_of(skill: str, max_tokens: int) -> Maker:
         room = min(max_tokens, _MAX_NEEDLE_TOKENS) - _NEEDLE_ROOM
         return partial(needle.example, max_tokens=max(room, 50))
     return make
-
-
-__all__ = ["SKILLS", "Sample", "held_out_conversation", "maker_of", "training_sample"]

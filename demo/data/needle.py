@@ -7,7 +7,7 @@ it is one. Sizes are in tokens and met within a few percent.
 from __future__ import annotations
 
 from demo.data import words
-from demo.data.conversation import Conversation
+from demo.data.conversation import MODES, Conversation
 from demo.data.copying import asked_about, key_values
 from demo.data.draw import Draw
 
@@ -26,7 +26,6 @@ _SMALLEST = 150
 
 
 _MAX_NEEDLES = 4
-_MODES = ("adaptive", "adaptive", "disabled", "enabled")
 
 
 def example(draw: Draw, num_tokens: int | None = None, max_tokens: int = 1000) -> Conversation:
@@ -37,14 +36,14 @@ def example(draw: Draw, num_tokens: int | None = None, max_tokens: int = 1000) -
     table = key_values(draw, draw.number(1, _MAX_NEEDLES))
     count = 1 if draw.held_out else len(table)
     asked = draw.some(list(table), count)
-    return asked_about(draw, _hidden(draw, num_tokens, table), asked, table, draw.any(_MODES))
+    return asked_about(draw, _hidden(draw, num_tokens, table), asked, table, draw.any(MODES))
 
 
 def questions(draw: Draw, num_tokens: int, part: str) -> list[Conversation]:
     """One text of ``num_tokens``, and a question on each of its needles by itself."""
     table = key_values(draw, _MAX_NEEDLES)
     text = _hidden(draw, num_tokens, table)
-    mode = draw.any(_MODES)
+    mode = draw.any(MODES)
     return [asked_about(draw, text, [name], table, mode, part) for name in table]
 
 

@@ -43,6 +43,19 @@ def template() -> JinjaChatTemplate:
     return JinjaChatTemplate(path.read_text(), special_tokens=_SPECIAL, where=str(path))
 
 
+@functools.cache
+def blank_twins() -> tuple[tuple[int, int], ...]:
+    """Ids of " word" and "word", for all words that are one token either way. They mean the same,
+    and a word that is asked for behind a blank is often due without one."""
+    tokens = [tokenizer().token_bytes(token_id) for token_id in range(tokenizer().vocab_size)]
+    ids = {data: token_id for token_id, data in enumerate(tokens)}
+    return tuple(
+        (ids[b" " + data], token_id)
+        for data, token_id in ids.items()
+        if data[:1].isalpha() and b" " + data in ids
+    )
+
+
 def sample_of(conversation: Conversation) -> Sample:
     text = rendered(conversation, conversation.messages, add_generation_prompt=False)
     ids = tokenizer().encode_rendered(text, add_special_tokens=False)
@@ -72,12 +85,13 @@ def rendered(
 
 def _mask(ids: list[int], conversation: Conversation) -> list[int]:
     begin, end, opened = _turn_marks(conversation.mode)
-    mask, start = [0] * len(ids), 0
-    while (start := _find(ids, begin, start)) is not None:
+    mask = [0] * len(ids)
+    start = _find(ids, begin, 0)
+    while start is not None:
         first = start + len(begin) + opened
         last = ids.index(end, first)
         mask[first : last + 1] = [1] * (last + 1 - first)
-        start = last
+        start = _find(ids, begin, last)
     return mask
 
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from demo.data import words
-from demo.data.conversation import Conversation, assistant, user
+from demo.data.conversation import MODES, Conversation, assistant, user
 from demo.data.draw import Draw
 
 _TYPES = {str: "string", int: "integer", bool: "boolean"}
@@ -23,7 +23,7 @@ def example(draw: Draw) -> Conversation:
     """In half of the cases the request also carries the schema, so that the server enforces it."""
     text, value = draw.any((_person, _product, _visit, _numbers))(draw)
     schema = schema_of(value)
-    mode = draw.any(("adaptive", "adaptive", "enabled", "disabled"))
+    mode = draw.any(MODES)
     asked = draw.phrase(_ASKS).format(text=text, schema=json.dumps(schema))
     return Conversation(
         messages=[

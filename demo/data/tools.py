@@ -6,12 +6,11 @@ from __future__ import annotations
 import json
 
 from demo.data import facts, shapes
-from demo.data.conversation import Conversation, Message, assistant, call, tool_result, user
+from demo.data.conversation import MODES, Conversation, Message, assistant, call, tool_result, user
 from demo.data.draw import Draw
 from demo.data.shapes import Use
 from demo.data.weather import weather_use
 
-_MODES = ("adaptive", "adaptive", "enabled", "disabled")
 _SKIES = ("sunny", "cloudy", "rainy", "windy", "snowy", "clear")
 _MAX_TOOLS = 4
 
@@ -55,7 +54,7 @@ def result_example(draw: Draw) -> Conversation:
     city = use.arguments["city"]
     degrees, sky = draw.own(lambda: (draw.number(-9, 39), draw.any(_SKIES)))
     result = json.dumps({"temperature": degrees, "sky": sky})
-    mode = draw.any(_MODES)
+    mode = draw.any(MODES)
     thinks = mode == "enabled"
     return Conversation(
         messages=[
@@ -84,7 +83,7 @@ def flat_use(draw: Draw) -> Use:
 def called(draw: Draw, uses: list[Use], num_others: int | None = None) -> Conversation:
     """The answer to all requests at once, with ``num_others`` further tools to choose from. In
     training those are asked for in later turns, since reading tools costs more than asking."""
-    mode = draw.any(_MODES)
+    mode = draw.any(MODES)
     if num_others is None:
         num_others = draw.number(0, _MAX_TOOLS - 1)
     tools = {use.name: use.tool for use in uses}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from demo.data import arithmetic, known, words
-from demo.data.conversation import Conversation, Message, ThinkingMode, assistant, user
+from demo.data.conversation import MODES, Conversation, Message, ThinkingMode, assistant, user
 from demo.data.draw import Draw
 from demo.data.facts import SUBJECTS
 
@@ -25,7 +25,7 @@ def example(draw: Draw) -> Conversation:
 
 
 def _name(draw: Draw) -> Conversation:
-    mode = _mode(draw)
+    mode = draw.any(MODES)
     name = draw.one(words.NAMES)
     turns = [
         user(draw.any(_NAME_SAID).format(name=name)),
@@ -38,7 +38,7 @@ def _name(draw: Draw) -> Conversation:
 
 
 def _favorite(draw: Draw) -> Conversation:
-    mode = _mode(draw)
+    mode = draw.any(MODES)
     thing = draw.any(list(_THINGS))
     value = draw.any(_THINGS[thing])
     turns = [
@@ -95,10 +95,6 @@ def _between(draw: Draw, mode: ThinkingMode) -> list[Message]:
         return []
     text = f"{draw.any(words.ADJECTIVES)} {draw.any(words.NOUNS)}"
     return [user(f"Repeat: {text}"), _said(mode, text, "I repeat the text.")]
-
-
-def _mode(draw: Draw) -> ThinkingMode:
-    return draw.any(("adaptive", "adaptive", "enabled", "disabled"))
 
 
 def _said(mode: ThinkingMode, text: str, thought: str) -> Message:

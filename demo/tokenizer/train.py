@@ -20,7 +20,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from demo.data import copying, known
 from demo.data.draw import Draw
 from demo.data.mixture import SKILLS
-from mserve.toy.tokenizer import NUM_SPECIAL_TOKENS, add_family_tokens, chat_template
+from mserve.toy.shape import NUM_SPECIAL_TOKENS
+from mserve.toy.tokenizer import add_family_tokens, chat_template
 
 VOCAB_SIZE = 4096
 _SEED = 1

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from demo.batches import SKILL_NAMES
+from demo.beginning import lay_out_looking_back
+from demo.data import SKILLS
 from demo.index import BlockIndex, index_loss, past_attention
 from demo.model import DemoModel
 from demo.moe import SparseMoe
@@ -114,6 +115,25 @@ def test_workers_share_all_parameters_evenly():
     assert not set(shares[0]) & set(shares[1])
 
 
+def test_a_laid_out_model_continues_what_it_has_seen():
+    """Before any training, and not because such texts are easy: random weights cannot."""
+    generator = torch.Generator().manual_seed(11)
+    text = torch.randperm(300, generator=generator)[:60]
+    token_ids = torch.cat([text, text]).view(1, -1)
+    shape = DemoShape(vocab_size=300)
+    right = []
+    for lays_out in (False, True):
+        model = DemoModel(shape, seed=2)
+        if lays_out:
+            lay_out_looking_back(model, seed=2)
+        run = model.begin(120, dtype=torch.float32, sparse=True)
+        with torch.no_grad():
+            logits = model.logits(model.hidden(token_ids, run)[0], run)
+        right.append(float((logits[62:-1].argmax(-1) == token_ids[0, 63:]).float().mean()))
+    assert right[0] < 0.1
+    assert right[1] > 0.7
+
+
 class KilledError(Exception):
     pass
 
@@ -137,7 +157,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypat
     assert set(whole) == set(parts)
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
     line, *_ = (tmp_path / "parts" / "curve.jsonl").read_text().splitlines()
-    assert set(json.loads(line)["held_out"]) == set(SKILL_NAMES)
+    assert set(json.loads(line)["held_out"]) == set(SKILLS)
 
 
 def train(out):

@@ -14,11 +14,13 @@ import pytest
 from demo.data import (
     SKILLS,
     Conversation,
+    blank_twins,
     held_out_conversation,
     prompt_of,
     sample_of,
     tokenizer,
     training_sample,
+    word_tokens,
 )
 from demo.data.draw import Draw
 from demo.data.mixture import maker_of
@@ -148,3 +150,20 @@ def test_samples_keep_to_their_size(max_tokens: int) -> None:
 def test_needles_have_the_size_that_was_asked(num_tokens: int) -> None:
     conversation = held_out_conversation(random.Random(1), "needle", num_tokens=num_tokens)
     assert 0.93 * num_tokens < len(prompt_of(conversation)) < 1.07 * num_tokens + 150
+
+
+def test_word_tokens_are_those_of_keys_and_values() -> None:
+    known = set(word_tokens())
+    for conversation in examples("lookup", 30):
+        said = conversation.messages[-1]["content"].replace("is not found.", "").replace("->", "")
+        ids = tokenizer().encode(said.strip(), add_special_tokens=False)
+        assert set(ids) <= known | set(tokenizer().encode(" ", add_special_tokens=False))
+    assert len(known) < 0.5 * tokenizer().vocab_size
+
+
+def test_blank_twins_differ_by_a_blank() -> None:
+    for with_blank, without in blank_twins():
+        text = tokenizer().decode([with_blank], skip_special_tokens=False)
+        assert text == " " + tokenizer().decode([without], skip_special_tokens=False)
+    paris = [tokenizer().encode(text, add_special_tokens=False)[0] for text in (" Paris", "Paris")]
+    assert tuple(paris) in blank_twins()

@@ -73,12 +73,19 @@ def evaluate(
     from mserve.cli.chat import first_model, url_of
     from mserve.cli.chat_client import ChatClient
     from mserve.cli.generate import check_writable
-    from mserve.evaluate import check_floors, load_suite, parse_floor, require_harness, suite_names
+    from mserve.evaluate import (
+        check_floors,
+        first_of_parts,
+        load_suite,
+        parse_floor,
+        require_harness,
+        suite_names,
+    )
 
     if task:
         require_harness()
     names = suite or ([] if task else suite_names())
-    suites = {name: _cut(cases, limit) for name, cases in map(load_suite, names)}
+    suites = {name: first_of_parts(cases, limit) for name, cases in map(load_suite, names)}
     floors = [parse_floor(text) for text in minimum or ()]
     if not task:  # what a task measures, and under which names, is seen when it has run
         _check_names(floors, suites)
@@ -113,19 +120,6 @@ def evaluate(
         _write(output, record)
     print_scores(record.scores)
     return print_floors(check_floors(record.scores, floors))
-
-
-def _cut(cases: list[Case], limit: int | None) -> list[Case]:
-    """The first ``limit`` of each part."""
-    if limit is None:
-        return cases
-    taken: dict[str, int] = {}
-    kept = []
-    for case in cases:
-        taken[case.part] = taken.get(case.part, 0) + 1
-        if taken[case.part] <= limit:
-            kept.append(case)
-    return kept
 
 
 def _check_names(floors: Sequence[Floor], suites: Mapping[str, Sequence[Case]]) -> None:

@@ -14,7 +14,7 @@ from mserve.evaluate.harness import require_harness, run_tasks, task_scores
 from mserve.evaluate.judge import judge
 from mserve.evaluate.record import Record, Wrong, wrong_of
 from mserve.evaluate.run import Outcome, run_cases
-from mserve.evaluate.suite import Case, Check, load_suite, suite_names
+from mserve.evaluate.suite import Case, Check, first_of_parts, load_suite, suite_names
 from mserve.evaluate.tally import (
     Floor,
     FloorResult,
@@ -37,6 +37,7 @@ __all__ = [
     "Score",
     "Wrong",
     "check_floors",
+    "first_of_parts",
     "judge",
     "load_suite",
     "parse_floor",

@@ -10,6 +10,8 @@ own file works as well. Knows files; does not know servers.
 from __future__ import annotations
 
 import lzma
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,19 @@ def load_suite(name: str) -> tuple[str, list[Case]]:
     if not cases:
         raise SetupError(f"the suite {path} is empty")
     return _name(path), cases
+
+
+def first_of_parts(cases: Sequence[Case], limit: int | None) -> list[Case]:
+    """The first ``limit`` of each part; ``None``: all."""
+    if limit is None:
+        return list(cases)
+    taken: Counter[str] = Counter()
+    kept = []
+    for case in cases:
+        taken[case.part] += 1
+        if taken[case.part] <= limit:
+            kept.append(case)
+    return kept
 
 
 def _shipped(name: str) -> Path:
