@@ -20,7 +20,7 @@ Maker = Callable[[Draw], Conversation]
 
 SKILLS: dict[str, tuple[Maker, float]] = {
     "facts": (facts.example, 5.0),
-    "arithmetic": (arithmetic.example, 4.0),
+    "arithmetic": (arithmetic.example, 8.0),
     "copy": (copying.copy_example, 1.5),
     "lookup": (copying.lookup_example, 2.0),
     "needle": (needle.example, 1.0),
