@@ -34,7 +34,7 @@ from demo.progress import Tally, curve_line, progress_line
 from demo.schedule import is_sparse, mix_at, rate_at
 from demo.shape import BLOCK_TOKENS, DemoShape
 
-_BALANCE_RATE = 1e-3
+_BALANCE_RATE = 4e-3
 _MAX_GRADIENT_NORM = 1.0
 _SAVE_EVERY_S = 120
 _HELD_OUT_TOKENS = 1000  # of a needle's example while training
