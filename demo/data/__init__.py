@@ -8,12 +8,13 @@ ids as the server does; ``mixture`` says how much of each. Nothing is read from 
 
 from demo.data.conversation import Conversation
 from demo.data.mixture import SKILLS, held_out_conversation, training_sample, word_tokens
-from demo.data.render import Sample, prompt_of, sample_of, template, tokenizer
+from demo.data.render import Sample, blank_twins, prompt_of, sample_of, template, tokenizer
 
 __all__ = [
     "SKILLS",
     "Conversation",
     "Sample",
+    "blank_twins",
     "held_out_conversation",
     "prompt_of",
     "sample_of",

@@ -43,6 +43,19 @@ def template() -> JinjaChatTemplate:
     return JinjaChatTemplate(path.read_text(), special_tokens=_SPECIAL, where=str(path))
 
 
+@functools.cache
+def blank_twins() -> tuple[tuple[int, int], ...]:
+    """Ids of " word" and "word", for all words that are one token either way. They mean the same,
+    and a word that is asked for behind a blank is often due without one."""
+    tokens = [tokenizer().token_bytes(token_id) for token_id in range(tokenizer().vocab_size)]
+    ids = {data: token_id for token_id, data in enumerate(tokens)}
+    return tuple(
+        (ids[b" " + data], token_id)
+        for data, token_id in ids.items()
+        if data[:1].isalpha() and b" " + data in ids
+    )
+
+
 def sample_of(conversation: Conversation) -> Sample:
     text = rendered(conversation, conversation.messages, add_generation_prompt=False)
     ids = tokenizer().encode_rendered(text, add_special_tokens=False)

@@ -14,6 +14,7 @@ import pytest
 from demo.data import (
     SKILLS,
     Conversation,
+    blank_twins,
     held_out_conversation,
     prompt_of,
     sample_of,
@@ -158,3 +159,11 @@ def test_word_tokens_are_those_of_keys_and_values() -> None:
         ids = tokenizer().encode(said.strip(), add_special_tokens=False)
         assert set(ids) <= known | set(tokenizer().encode(" ", add_special_tokens=False))
     assert len(known) < 0.5 * tokenizer().vocab_size
+
+
+def test_blank_twins_differ_by_a_blank() -> None:
+    for with_blank, without in blank_twins():
+        text = tokenizer().decode([with_blank], skip_special_tokens=False)
+        assert text == " " + tokenizer().decode([without], skip_special_tokens=False)
+    paris = [tokenizer().encode(text, add_special_tokens=False)[0] for text in (" Paris", "Paris")]
+    assert tuple(paris) in blank_twins()
