@@ -18,8 +18,7 @@ Nothing is frozen. Knows the model's parameters; does not know text.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,7 +29,6 @@ _CONSTANT = 2.0  # in the one dimension that all embeddings share
 _NOTE_WIDTH = 16  # dimensions in which a token is noted: as many as fit twice beside rotated ones
 _POSITION_PAIRS = 6  # the fastest rotations: their sum is highest at one distance only
 _REST = 0.1  # of random weights around what is laid out
-_BLANK = "Ġ"  # how byte-level vocabularies spell it
 _APART = 0.2  # of the size of a row
 _COPIED = 3.0
 _SAID = 0.12
@@ -38,14 +36,18 @@ _SAID = 0.12
 
 @torch.no_grad()
 def lay_out_looking_back(
-    model: DemoModel, seed: int, pairs: tuple[Tensor, Tensor] | None = None
+    model: DemoModel, seed: int, twins: Sequence[tuple[int, int]] = ()
 ) -> None:
-    """Overwrite parts of a random ``model``; ``pairs`` are those of ``word_pairs``, if any."""
+    """Overwrite parts of a random ``model``; ``twins`` are ids of words with and without a blank
+    before them."""
     generator = torch.Generator().manual_seed(seed)
-    if pairs is not None:
+    if twins:
         direction = torch.randn(model.shape.hidden_size, generator=generator)
         apart = _APART * direction * model.embedding.square().mean().sqrt()
-        make_words_alike(model.embedding, *pairs, apart)
+        with_blank, without = torch.tensor(twins).unbind(1)
+        middle = (model.embedding[with_blank] + model.embedding[without]) / 2
+        model.embedding[with_blank] = middle + apart
+        model.embedding[without] = middle - apart
     hidden, width = model.shape.hidden_size, model.shape.head_dim
     constant = hidden - 1
     notes = slice(hidden - 1 - 2 * _NOTE_WIDTH, hidden - 1)
@@ -79,23 +81,6 @@ def lay_out_looking_back(
     if first.index is not None:
         first.index.q[:width] = first.q[:width]
         first.index.k.copy_(first.k[:width])
-
-
-@torch.no_grad()
-def make_words_alike(matrix: Tensor, with_blank: Tensor, without: Tensor, apart: Tensor) -> None:
-    """Rows of ``matrix`` [vocab, hidden] of each pair become their mean, plus and minus ``apart``
-    [hidden]."""
-    middle = (matrix[with_blank] + matrix[without]) / 2
-    matrix[with_blank] = middle + apart
-    matrix[without] = middle - apart
-
-
-def word_pairs() -> tuple[Tensor, Tensor]:
-    """Ids of the tokenizer's words with a blank before them and, in the same order, without."""
-    text = (Path(__file__).parent / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
-    vocab: dict[str, int] = json.loads(text)["model"]["vocab"]
-    words = [token[1:] for token in vocab if token[0] == _BLANK and token[1:] in vocab]
-    return torch.tensor([vocab[_BLANK + w] for w in words]), torch.tensor([vocab[w] for w in words])
 
 
 def _attend_by_position(model: DemoModel, constant: int) -> None:

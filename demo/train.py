@@ -25,8 +25,8 @@ from torch import Tensor, multiprocessing
 
 from demo import pointwise
 from demo.batches import SKILL_NAMES, Batch, held_out_batches, step_batches, teaching_queries
-from demo.beginning import lay_out_looking_back, word_pairs
-from demo.data import tokenizer
+from demo.beginning import lay_out_looking_back
+from demo.data import blank_twins, tokenizer
 from demo.model import DemoModel, Pass
 from demo.moe import SparseMoe
 from demo.optimizer import Optimizer, Rates
@@ -63,7 +63,7 @@ class Shared:
         if (settings.out / "state.safetensors").exists():
             self._restore(settings.out)
         else:
-            lay_out_looking_back(self.model, settings.seed, word_pairs())
+            lay_out_looking_back(self.model, settings.seed, blank_twins())
         self.model.share_memory()
         self.done.share_memory_()
         self.gradients = {
