@@ -4,7 +4,7 @@
 
 VENV ?= .venv
 PYTHON ?= $(shell sh tools/find_python.sh)
-DEMO ?= checkpoints/demo
+DEMO ?= demo/checkpoint
 DEMO_RUN ?= checkpoints/demo-run
 PORT ?= 8000
 
@@ -27,14 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-serve-demo: $(STAMP) $(DEMO)/config.json  ## serve a small random checkpoint on 127.0.0.1
-	$(BIN)/mserve serve $(DEMO) --port $(PORT) --kv-cache-memory-bytes 1G
-
-# Written beside its place and moved there, so that a run cut short leaves nothing half made.
-$(DEMO)/config.json: | $(STAMP)
-	rm -rf $(DEMO).part
-	$(BIN)/mserve toy $(DEMO).part --preset demo
-	mv $(DEMO).part $(DEMO)
+serve-demo: $(STAMP)  ## serve the demo model on 127.0.0.1
+	$(BIN)/mserve serve $(DEMO) --served-model-name demo --port $(PORT) --kv-cache-memory-bytes 1G
 
 demo-model: $(STAMP)  ## train the demo model anew, in hours; if cut short, go on
 	$(BIN)/python -m demo.train $(DEMO_RUN)

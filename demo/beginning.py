@@ -10,10 +10,15 @@ without the others. So it is laid out once, roughly, and training makes of it wh
               before it, and copies what it finds; the index branch selects by the same match
     head      begins as a copy of the embedding, so that what is copied is what is said
 
+A word with a blank before it and the same word without are two tokens, and a question often has the
+one where its answer needs the other. They begin alike, but for one direction that all words share.
+
 Nothing is frozen. Knows the model's parameters; does not know text.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,14 +29,25 @@ _CONSTANT = 2.0  # in the one dimension that all embeddings share
 _NOTE_WIDTH = 16  # dimensions in which a token is noted: as many as fit twice beside rotated ones
 _POSITION_PAIRS = 6  # the fastest rotations: their sum is highest at one distance only
 _REST = 0.1  # of random weights around what is laid out
+_APART = 0.2  # of the size of a row
 _COPIED = 3.0
 _SAID = 0.12
 
 
 @torch.no_grad()
-def lay_out_looking_back(model: DemoModel, seed: int) -> None:
-    """Overwrite parts of a random ``model``."""
+def lay_out_looking_back(
+    model: DemoModel, seed: int, twins: Sequence[tuple[int, int]] = ()
+) -> None:
+    """Overwrite parts of a random ``model``; ``twins`` are ids of words with and without a blank
+    before them."""
     generator = torch.Generator().manual_seed(seed)
+    if twins:
+        direction = torch.randn(model.shape.hidden_size, generator=generator)
+        apart = _APART * direction * model.embedding.square().mean().sqrt()
+        with_blank, without = torch.tensor(twins).unbind(1)
+        middle = (model.embedding[with_blank] + model.embedding[without]) / 2
+        model.embedding[with_blank] = middle + apart
+        model.embedding[without] = middle - apart
     hidden, width = model.shape.hidden_size, model.shape.head_dim
     constant = hidden - 1
     notes = slice(hidden - 1 - 2 * _NOTE_WIDTH, hidden - 1)

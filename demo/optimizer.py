@@ -28,6 +28,7 @@ class Rates:
     matrix: float = 0.02
     vector: float = 4e-3
     index: float = 2e-3
+    router: float = 1e-3  # a faster one soon sends every token to one expert
     weight_decay: float = 0.02  # of matrices, times the rate
 
 
@@ -70,7 +71,9 @@ class Optimizer:
         mean.lerp_(gradient, 1 - _BETAS[0])
         square.lerp_(gradient.square(), 1 - _BETAS[1])
         spread = (square / (1 - _BETAS[1] ** step)).sqrt_().add_(_EPS)
-        peak = self.rates.index if ".index." in name else self.rates.vector
+        peak = self.rates.vector
+        if _scaled(name):
+            peak = self.rates.index if ".index." in name else self.rates.router
         parameter.addcdiv_(mean, spread, value=-factor * peak / (1 - _BETAS[0] ** step))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _WARM_UP = 0.01
-_DECAY_FROM = 0.7
+_DECAY_FROM = 0.6
 _SPARSE_FROM = 0.4
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, multiprocessing
 from demo import pointwise
 from demo.batches import SKILL_NAMES, Batch, held_out_batches, step_batches, teaching_queries
 from demo.beginning import lay_out_looking_back
-from demo.data import tokenizer
+from demo.data import blank_twins, tokenizer
 from demo.model import DemoModel, Pass
 from demo.moe import SparseMoe
 from demo.optimizer import Optimizer, Rates
@@ -34,7 +34,7 @@ from demo.progress import Tally, curve_line, progress_line
 from demo.schedule import is_sparse, mix_at, rate_at
 from demo.shape import BLOCK_TOKENS, DemoShape
 
-_BALANCE_RATE = 1e-3
+_BALANCE_RATE = 4e-3
 _MAX_GRADIENT_NORM = 1.0
 _SAVE_EVERY_S = 120
 _HELD_OUT_TOKENS = 1000  # of a needle's example while training
@@ -63,7 +63,7 @@ class Shared:
         if (settings.out / "state.safetensors").exists():
             self._restore(settings.out)
         else:
-            lay_out_looking_back(self.model, settings.seed)
+            lay_out_looking_back(self.model, settings.seed, blank_twins())
         self.model.share_memory()
         self.done.share_memory_()
         self.gradients = {

@@ -1,6 +1,6 @@
 """Answers without a server: prompts in, completions out.
 
-    with LLM("checkpoints/demo") as llm:
+    with LLM("demo/checkpoint") as llm:
         for completion in llm.generate(["Hello"], SamplingParams(max_tokens=20)):
             print(completion.text)
 

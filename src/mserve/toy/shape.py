@@ -80,7 +80,7 @@ PRESETS = {
             max_position_embeddings=131072,
         ),
     ),
-    # What `make serve-demo` serves: written in seconds, and selection drops blocks at 2,048 tokens.
+    # Larger than the trained demo, for benchmarks: selection drops blocks at 2,048 tokens.
     "demo": Preset(
         "m3",
         ToyShape(
