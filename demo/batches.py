@@ -7,6 +7,7 @@ prompt, as turns of one longer conversation: it saves computing that prompt agai
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import random
@@ -16,16 +17,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from demo.data import SKILLS, held_out_conversation, sample_of, tokenizer, training_sample
+from demo.data import (
+    SKILLS,
+    held_out_conversation,
+    long_sample,
+    sample_of,
+    tokenizer,
+    training_sample,
+)
 from demo.schedule import Mix
 from demo.shape import BLOCK_TOKENS
 
 _NUM_PLAIN_TOKENS = 4000  # below the added ones
 _ROUND_TO = 16  # lengths are rounded up, so that few different shapes occur
-_BATCH_TOKENS = 2048  # of one batch, unless one sequence is longer
+_BATCH_TOKENS = 2048  # of one batch, about, unless one sequence is longer
 _SHORTEST_NEEDLE = 150
 _LONGEST = 1000  # tokens of a sample that is no needle
 _INDEX_QUERIES = 48  # of a sequence
+_QUESTION_TOKENS = 64  # at most so many before the first answer
 _JOINED_TOKENS = 384
 _JOINED_SHARE = 0.75  # the others are first questions, as most are when serving
 
@@ -56,6 +65,7 @@ class Batch:
     weights: Tensor  # [R]
     skills: Tensor  # [R] numbers of skills
     answers: Tensor  # [R] numbers of answers, counted through the batch
+    is_lesson: bool = False  # teaches the index alone
 
 
 SKILL_NAMES = (*SKILLS, "repeat")
@@ -68,10 +78,13 @@ def step_batches(seed: int, step: int, step_tokens: int, mix: Mix) -> list[Batch
     for length, share in mix.needles:
         sequences += _needles(rng, length, step_tokens * share)
     shares = {name: share for name, (_, share) in SKILLS.items() if name != "needle"}
-    sequences += [_repeats(rng) for _ in range(int(step_tokens * mix.repeats / _JOINED_TOKENS))]
+    sequences += [
+        _repeats(rng) for _ in range(int(step_tokens * mix.repeats / _JOINED_TOKENS + rng.random()))
+    ]
     rest = step_tokens * (1 - mix.repeats - sum(share for _, share in mix.needles))
     sequences += _draw(rng, shares, _LONGEST, int(rest))
-    return batched(sequences)
+    longest, lesson_share = mix.lessons
+    return [*_lessons(rng, longest, step_tokens * lesson_share), *batched(sequences)]
 
 
 def held_out_batches(seed: int, per_skill: int, max_tokens: int) -> list[Batch]:
@@ -90,14 +103,17 @@ def held_out_batches(seed: int, per_skill: int, max_tokens: int) -> list[Batch]:
 
 
 def batched(sequences: Sequence[TrainingSequence]) -> list[Batch]:
-    """Sequences of about the same length together."""
-    groups: list[list[TrainingSequence]] = []
-    for one in sorted(sequences, key=lambda one: len(one.token_ids)):
-        length = _rounded(len(one.token_ids))
-        if not groups or length * (len(groups[-1]) + 1) > _BATCH_TOKENS:
-            groups.append([])
-        groups[-1].append(one)
-    return [_batch(group) for group in groups]
+    """Sequences of about the same length together, in an even number of batches of about as many
+    tokens: two workers then end at the same time. The longest come first, so that whoever works
+    on one of those leaves the others to the rest."""
+    total = sum(len(one.token_ids) for one in sequences)
+    num_batches = 2 * max(1, round(total / _BATCH_TOKENS / 2))
+    groups: dict[int, list[TrainingSequence]] = {}
+    before = 0
+    for one in sorted(sequences, key=lambda one: -len(one.token_ids)):
+        groups.setdefault(before * num_batches // total, []).append(one)
+        before += len(one.token_ids)
+    return [_batch(group) for group in groups.values()]
 
 
 def teaching_queries(batch: Batch) -> Tensor:
@@ -111,6 +127,22 @@ def teaching_queries(batch: Batch) -> Tensor:
         last = rows[-(_INDEX_QUERIES // 2) :]
         queries[number, len(spread) : len(spread) + len(last)] = last
     return queries
+
+
+def lesson_queries(batch: Batch) -> tuple[Tensor, int]:
+    """Of a lesson: the positions [1, Q] of its answers, and where its first question may begin."""
+    return batch.rows[None, -2 * _INDEX_QUERIES :], int(batch.rows[0]) - _QUESTION_TOKENS
+
+
+def _lessons(rng: random.Random, max_tokens: int, num_tokens: float) -> list[Batch]:
+    """Long texts with needles, each a batch. They are many times the length of all else and too
+    dear to learn everything from; the index learns from them which of very many blocks matter."""
+    batches = []
+    for _ in range(int(num_tokens / (0.625 * max_tokens) + rng.random())):
+        ids, mask = long_sample(rng, rng.randint(max_tokens // 4, max_tokens))
+        one = TrainingSequence(ids, mask, [Piece("needle", 0, len(ids))])
+        batches.append(dataclasses.replace(_batch([one]), is_lesson=True))
+    return batches
 
 
 def _needles(rng: random.Random, max_tokens: int, num_tokens: float) -> list[TrainingSequence]:

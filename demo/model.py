@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
+from demo.attention import attend, attend_nearby
 from demo.index import BlockIndex
 from demo.moe import SparseMoe
-from demo.pointwise import causal_softmax, gemma_norm, norm_and_rotate, swiglu
-from demo.shape import BLOCK_TOKENS, DemoShape
+from demo.pointwise import gemma_norm, norm_and_rotate, swiglu
+from demo.shape import DemoShape
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ class Pass:
     dtype: torch.dtype
     sparse: bool  # attend to chosen blocks only, as when serving
     index_queries: Tensor | None = None  # [B, Q]: positions that teach the index
+    all_seen_from: int | None = None  # tokens before see only what is near, those behind see all
     index_losses: list[Tensor] = field(default_factory=list)
     loads: list[Tensor] = field(default_factory=list)  # per MoE layer: tokens per expert
 
@@ -121,42 +123,11 @@ class Attention(nn.Module):
         query, key = rotated.split([shape.num_heads, shape.num_kv_heads], 2)
         value = heads[:, :, num_rotated:]
         chosen = None if self.index is None else self.index(hidden, query, key, run)
-        return F.linear(attend(query, key, value, chosen).flatten(2), self.o.to(run.dtype))
-
-
-# Up to here all scores of a batch are held; beyond, a chunk of queries at a time.
-_SHORT = 640
-_QUERY_CHUNK = 1024
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, chosen: Tensor | None) -> Tensor:
-    """Causal attention of [B, N, H, D] to [B, N, G, D]; with ``chosen`` [B, G, N, blocks] (bool) to
-    keys of chosen blocks only."""
-    num_tokens, num_groups = key.shape[1:3]
-    q = query.unflatten(2, (num_groups, -1)).permute(0, 2, 3, 1, 4)  # [B, G, H / G, N, D]
-    k, v = key.transpose(1, 2), value.transpose(1, 2)  # [B, G, N, D]
-    if chosen is None and num_tokens <= _SHORT:
-        scores = q.flatten(2, 3) @ k.transpose(2, 3)
-        shares = causal_softmax(scores.unflatten(2, q.shape[2:4]), query.shape[-1] ** -0.5)
-        out = (shares.flatten(2, 3) @ v).view(q.shape)
-        return out.permute(0, 3, 1, 2, 4).flatten(2, 3)
-    per_group = q.shape[2]
-    q = q.flatten(1, 2)
-    k, v = (x.repeat_interleave(per_group, 1) for x in (k, v))
-    if chosen is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-    positions = torch.arange(num_tokens)
-    parts = []
-    for start in range(0, num_tokens, _QUERY_CHUNK):
-        end = min(start + _QUERY_CHUNK, num_tokens)
-        seen = chosen[:, :, start:end].repeat_interleave(BLOCK_TOKENS, -1)[..., :end]
-        seen = seen & (positions[:end] <= positions[start:end, None])
-        mask = seen.repeat_interleave(per_group, 1)
-        part = F.scaled_dot_product_attention(
-            q[:, :, start:end], k[:, :, :end], v[:, :, :end], attn_mask=mask
-        )
-        parts.append(part.transpose(1, 2))
-    return torch.cat(parts, 1)
+        if run.all_seen_from is None:
+            mixed = attend(query, key, value, chosen)
+        else:
+            mixed = attend_nearby(query, key, value, run.all_seen_from)
+        return F.linear(mixed.flatten(2), self.o.to(run.dtype))
 
 
 class GatedMlp(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _WARM_UP = 0.01
-_DECAY_FROM = 0.6
+_DECAY_FROM = 0.45
 _SPARSE_FROM = 0.4
 
 
@@ -18,14 +18,15 @@ class Mix:
     """Shares of the tokens of a step; what is left goes to all other skills."""
 
     needles: tuple[tuple[int, float], ...]  # of at most so many tokens, and their share
-    repeats: float  # random runs that come again
+    repeats: float = 0.0  # random runs that come again
+    lessons: tuple[int, float] = (12_000, 0.0)  # of the index alone: so long, and on top of all
 
 
 _MIXES = (
-    (0.00, Mix(((512, 0.05),), 0.05)),
-    (0.20, Mix(((512, 0.05), (1500, 0.10)), 0.02)),
-    (0.40, Mix(((1500, 0.10), (4000, 0.12)), 0.0)),
-    (0.65, Mix(((1500, 0.08), (4000, 0.10), (12_000, 0.06)), 0.0)),
+    (0.00, Mix(needles=((512, 0.05),), repeats=0.05)),
+    (0.10, Mix(needles=((512, 0.04), (1500, 0.08)), repeats=0.02)),
+    (0.40, Mix(needles=((1500, 0.08), (4000, 0.05)), lessons=(12_000, 0.04))),
+    (0.60, Mix(needles=((1500, 0.06), (4000, 0.05)), lessons=(13_000, 0.08))),
 )
 
 

@@ -7,7 +7,13 @@ ids as the server does; ``mixture`` says how much of each. Nothing is read from 
 """
 
 from demo.data.conversation import Conversation
-from demo.data.mixture import SKILLS, held_out_conversation, training_sample, word_tokens
+from demo.data.mixture import (
+    SKILLS,
+    held_out_conversation,
+    long_sample,
+    training_sample,
+    word_tokens,
+)
 from demo.data.render import Sample, blank_twins, prompt_of, sample_of, template, tokenizer
 
 __all__ = [
@@ -16,6 +22,7 @@ __all__ = [
     "Sample",
     "blank_twins",
     "held_out_conversation",
+    "long_sample",
     "prompt_of",
     "sample_of",
     "template",

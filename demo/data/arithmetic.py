@@ -15,12 +15,18 @@ from demo.data.draw import Draw
 PLACES = ("ones", "tens", "hundreds", "thousands")
 
 _ASKED = {
-    "+": ("What is {a} + {b}?", "{a} + {b} = ?", "Compute {a} + {b}.", "Add {a} and {b}.",
-          "What is {a} plus {b}?", "How much is {a} + {b}?"),
-    "-": ("What is {a} - {b}?", "{a} - {b} = ?", "Compute {a} - {b}.", "Subtract {b} from {a}.",
-          "What is {a} minus {b}?", "How much is {a} - {b}?"),
-    "x": ("What is {a} x {b}?", "{a} x {b} = ?", "Compute {a} x {b}.", "Multiply {a} by {b}.",
-          "What is {a} times {b}?", "How much is {a} x {b}?"),
+    "+": ("What is {a} + {b}?", "{a} + {b} = ?", "{a} + {b}", "Compute {a} + {b}.",
+          "Add {a} and {b}.", "What is {a} plus {b}?", "How much is {a} + {b}?",
+          "How much is {a} plus {b}?", "Can you tell me what {a} + {b} is?",
+          "Tell me what {a} + {b} is.", "Please tell me what {a} + {b} is."),
+    "-": ("What is {a} - {b}?", "{a} - {b} = ?", "{a} - {b}", "Compute {a} - {b}.",
+          "Subtract {b} from {a}.", "What is {a} minus {b}?", "How much is {a} - {b}?",
+          "How much is {a} minus {b}?", "Can you tell me what {a} - {b} is?",
+          "Tell me what {a} - {b} is.", "Please tell me what {a} - {b} is."),
+    "x": ("What is {a} x {b}?", "{a} x {b} = ?", "{a} x {b}", "Compute {a} x {b}.",
+          "Multiply {a} by {b}.", "What is {a} times {b}?", "How much is {a} x {b}?",
+          "How much is {a} times {b}?", "Can you tell me what {a} x {b} is?",
+          "Tell me what {a} x {b} is.", "Please tell me what {a} x {b} is."),
 }  # fmt: skip
 
 

@@ -20,17 +20,17 @@ Maker = Callable[[Draw], Conversation]
 
 SKILLS: dict[str, tuple[Maker, float]] = {
     "facts": (facts.example, 2.5),
-    "arithmetic": (arithmetic.example, 14.0),
+    "arithmetic": (arithmetic.example, 12.0),
     "copy": (copying.copy_example, 1.0),
     "lookup": (copying.lookup_example, 1.5),
     "needle": (needle.example, 1.0),
-    "tools": (tools.choice_example, 1.8),
-    "nested": (tools.nested_example, 1.2),
-    "parallel": (tools.parallel_example, 1.0),
+    "tools": (tools.choice_example, 2.2),
+    "nested": (tools.nested_example, 1.8),
+    "parallel": (tools.parallel_example, 1.6),
     "weather": (tools.weather_example, 1.0),
-    "results": (tools.result_example, 0.6),
-    "json": (structured.example, 3.0),
-    "turns": (turns.example, 2.0),
+    "results": (tools.result_example, 0.8),
+    "json": (structured.example, 4.0),
+    "turns": (turns.example, 3.0),
     "talk": (chat.talk_example, 1.0),
     "unknown": (chat.unknown_example, 1.0),
     "thinking": (thinking.example, 0.5),
@@ -53,6 +53,12 @@ def training_sample(
         made = sample_of(maker_of(name, max_tokens)(draw))
         if len(made.token_ids) <= max_tokens:
             return made.token_ids, made.loss_mask
+
+
+def long_sample(rng: random.Random, num_tokens: int) -> tuple[list[int], list[int]]:
+    """Needles in a text of about ``num_tokens``."""
+    made = sample_of(needle.example(Draw(rng), num_tokens))
+    return made.token_ids, made.loss_mask
 
 
 @functools.cache

@@ -16,7 +16,14 @@ _LIKE_ASKED = (
     "Tell me my favorite {thing}.",
     "Do you remember my favorite {thing}?",
 )
-_AGAIN = ("And of {k}?", "And the one of {k}?", "What about {k}?", "And {k}?")
+_AGAIN = (
+    *("And of {k}?", "And the one of {k}?", "What about {k}?", "And that of {k}?"),
+    *("How about {k}?", "And what about {k}?", "{k}?", "Now {k}.", "And {k}?"),
+)
+_MORE = (
+    *("Add {m} to that.", "Add {m} to it.", "Now add {m}.", "And add {m}?", "Plus {m}?"),
+    *("Now add {m} to that.", "And what is that plus {m}?", "And plus {m}?"),
+)
 _THINGS = {"color": words.COLORS, "city": words.CITIES, "food": words.FOODS, "day": words.DAYS}
 
 
@@ -77,7 +84,7 @@ def _sum_again(draw: Draw) -> Conversation:
     turns = [
         user(f"What is {a} {sign} {b}?"),
         _worked(sign, a, b),
-        user(draw.phrase(("Add {m} to that.", "Add {m} to it.", "And plus {m}?")).format(m=more)),
+        user(draw.phrase(_MORE).format(m=more)),
         _worked("+", first, more),
     ]
     check = {"contains": [str(first + more)]}

@@ -231,12 +231,17 @@ inline void dot_group(const T* const* x, int64_t rows, const T* w, int64_t strid
         std::memcpy(copy + c * kSliceElements, part + c * stride, size_t(width) * sizeof(T));
       part = copy, part_stride = kSliceElements;
     }
-    int64_t due = 0;  // of C weight rows' lines, in parts of a row per tile
+    // The lines of C weight rows, divided among the tiles. A short tile asks at each of its steps, of
+    // which there are as many as a row has lines; one of copied rows asks for all beforehand.
+    const int64_t row_lines = std::min(step, inner) * int64_t(sizeof(T)) / 64;
+    const int64_t wanted = kCopies ? C * row_lines : C;
+    int64_t due = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t top = rows * tile / tiles, bottom = rows * (tile + 1) / tiles;
       for (int c = 0; c < C; c += 4) {
-        int lines = 0;
-        for (due += C; due >= all_tiles; due -= all_tiles) ++lines;
+        due += wanted;
+        const int lines = int(due / all_tiles);
+        due %= all_tiles;
         const auto run = [&](auto ask) __attribute__((always_inline)) {
           dot_tile_of<kPlainRows, 4, TilePass::kCached>(
               bottom - top, x + top, part + c * part_stride, part_stride, slice, nullptr,
