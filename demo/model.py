@@ -65,10 +65,14 @@ class DemoModel(nn.Module):
 
     def hidden(self, token_ids: Tensor, run: Pass) -> Tensor:
         """The residual stream behind the last layer, [B, N, hidden_size] fp32."""
-        hidden = F.embedding(token_ids, self.embedding)
+        return self.residual_streams(token_ids, run)[-1]
+
+    def residual_streams(self, token_ids: Tensor, run: Pass) -> list[Tensor]:
+        """The residual stream before every layer and behind the last, [B, N, hidden_size] fp32."""
+        streams = [F.embedding(token_ids, self.embedding)]
         for layer in self.layers:
-            hidden = layer(hidden, run)
-        return hidden
+            streams.append(layer(streams[-1], run))
+        return streams
 
     def logits(self, hidden: Tensor, run: Pass) -> Tensor:
         normed = gemma_norm(hidden, self.norm, self.shape.rms_norm_eps, run.dtype)

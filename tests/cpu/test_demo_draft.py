@@ -1,0 +1,130 @@
+"""The demo's EAGLE3 draft: training's unrolled steps are what a server would draft, token by token,
+and what is written is the published layout."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from safetensors.torch import load_file
+
+from demo.batches import held_out_batches
+from demo.data import tokenizer
+from demo.draft.export import export_draft, load_draft
+from demo.draft.model import Draft, DraftShape, rotated
+from demo.draft.train import STEPS, acceptance, draft_vocabulary, teach
+from demo.model import DemoModel
+from demo.shape import DemoShape
+
+SHAPE = DraftShape(vocab_size=50, taps=(0, 1, 3))
+NUM_TOKENS = 9
+
+
+@pytest.fixture(scope="module")
+def draft() -> Draft:
+    return Draft(SHAPE, torch.arange(50), seed=3)
+
+
+def drafted_one_by_one(draft: Draft, embedded, streams, begin: int) -> list[torch.Tensor]:
+    """A server's draft behind position ``begin``: outputs there, then one position on for each
+    further guess, with a cache of keys and values of whatever came before."""
+    attention, layer = draft.midlayer.self_attn, draft.midlayer
+    angles = (torch.arange(NUM_TOKENS)[:, None].double() * draft.frequencies).float()
+    keys, values = [], []
+
+    def at(position: int, feature):
+        both = torch.cat([layer.input_layernorm(embedded[position]), layer.hidden_norm(feature)])
+        turn = (angles[position].cos(), angles[position].sin())
+        q, k, v = (
+            projection(both).unflatten(0, (-1, SHAPE.head_dim))
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        keys.append(rotated(k, turn))
+        values.append(v)
+        mixed = []
+        for head, query in enumerate(rotated(q, turn)):
+            group = head * SHAPE.num_kv_heads // SHAPE.num_heads
+            scores = torch.stack([key[group] @ query for key in keys]) * SHAPE.head_dim**-0.5
+            mixed.append(scores.softmax(0) @ torch.stack([value[group] for value in values]))
+        hidden = feature + attention.o_proj(torch.cat(mixed))
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+    for position in range(begin + 1):
+        out = at(position, draft.fc(streams[position]))
+    outputs = [out]
+    for step in range(1, STEPS):
+        outputs.append(at(begin + step, outputs[-1]))
+    return outputs
+
+
+@torch.no_grad()
+def test_unrolled_steps_equal_a_draft_made_one_by_one(draft):
+    generator = torch.Generator().manual_seed(4)
+    embedded = torch.randn(NUM_TOKENS, SHAPE.hidden_size, generator=generator)
+    streams = torch.randn(NUM_TOKENS, 3 * SHAPE.target_size, generator=generator)
+    together = draft.unrolled(embedded[None], streams[None], STEPS)
+    for begin in range(NUM_TOKENS - STEPS):
+        for step, out in enumerate(drafted_one_by_one(draft, embedded, streams, begin)):
+            assert torch.allclose(together[step][0, begin + step], out, atol=1e-4)
+
+
+def test_what_is_written_has_the_published_names_and_is_read_back(draft, tmp_path):
+    export_draft(draft, tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    hidden = SHAPE.hidden_size
+    assert state["fc.weight"].shape == (hidden, 3 * SHAPE.target_size)
+    assert state["midlayer.self_attn.q_proj.weight"].shape[1] == 2 * hidden
+    assert state["lm_head.weight"].shape == (50, hidden)
+    assert state["t2d"].sum() == 50
+    assert set(state) >= {
+        *("norm.weight", "d2t", "t2d", "midlayer.hidden_norm.weight"),
+        *("midlayer.input_layernorm.weight", "midlayer.post_attention_layernorm.weight"),
+        *(f"midlayer.self_attn.{part}_proj.weight" for part in "kvo"),
+        *(f"midlayer.mlp.{part}_proj.weight" for part in ("gate", "up", "down")),
+    }
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"]
+    assert config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [0, 1, 3]
+    again = load_draft(tmp_path)
+    assert again.shape == SHAPE
+    for name, value in draft.named_parameters():
+        assert torch.equal(dict(again.named_parameters())[name], value.bfloat16().float())
+
+
+def test_a_draft_learns_what_its_target_says(capsys):
+    """Of a target that knows nothing, but says it surely: a head with few likely tokens."""
+    target = DemoModel(DemoShape(vocab_size=tokenizer().vocab_size, num_layers=2), seed=1)
+    d2t = draft_vocabulary(400, seed=0)
+    assert (d2t.diff() >= 0).all()
+    draft = Draft(DraftShape(vocab_size=400, taps=(0, 1, 2)), d2t)
+    with torch.no_grad():
+        kept = torch.zeros(tokenizer().vocab_size, 1)
+        kept[draft.target_ids] = 30.0
+        target.head.mul_(kept)
+    batches = held_out_batches(1, 1, 300)
+    before = acceptance(draft, target, batches)
+    teach(draft, target, 40_000, seed=0)
+    after = acceptance(draft, target, batches)
+    assert "tokens a pass" in capsys.readouterr().out
+    assert before[0] < 0.02
+    assert after[0] > 0.08
+    assert sorted(after, reverse=True) == after
+
+
+def test_the_place_of_a_guess_is_the_token_after_the_next(draft):
+    """Step 0 at position t reads tokens up to t + 1 and nothing later."""
+    generator = torch.Generator().manual_seed(6)
+    embedded = torch.randn(1, NUM_TOKENS, SHAPE.hidden_size, generator=generator)
+    streams = torch.randn(1, NUM_TOKENS, 3 * SHAPE.target_size, generator=generator)
+    changed = F.pad(embedded[:, :-1], (0, 0, 0, 1))
+    for step, (one, other) in enumerate(
+        zip(
+            draft.unrolled(embedded, streams, STEPS),
+            draft.unrolled(changed, streams, STEPS),
+            strict=True,
+        )
+    ):
+        assert torch.equal(one[:, step:-1], other[:, step:-1])
+        assert not torch.equal(one[:, -1], other[:, -1])
