@@ -8,27 +8,24 @@ multiples of 128.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Self
 
 import torch
 
-from mserve.kernels import FP8_BLOCK, Fp8BlockMatrix, dequantize_fp8_block, linear
+from mserve.kernels import FP8_BLOCK, Fp8BlockMatrix, dequantize_fp8_block
 from mserve.weights.converting import Converting
+from mserve.weights.packed import PackedWeight
 from mserve.weights.piece import Piece
 from mserve.weights.weight import Assembly
 
 _LARGEST = 448.0  # of e4m3fn
 
 
-@dataclass(frozen=True, slots=True)
-class Fp8BlockWeight:
+class Fp8BlockWeight(PackedWeight):
     """``packed`` [N, K] float8_e4m3fn and ``scale`` [S, K / 128] fp32, both with [E, ...] in front
     for a stack. Each part has block rows of its own, S in all."""
 
-    packed: torch.Tensor
-    scale: torch.Tensor
-    assembly: Assembly
+    __slots__ = ()
 
     @classmethod
     def empty(cls, assembly: Assembly, dtype: torch.dtype, device: torch.device) -> Self:
@@ -41,18 +38,8 @@ class Fp8BlockWeight:
         )
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.packed.shape
-
-    def linear(self, x: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
-        return linear(x, self.matrix, out_dtype)
-
-    @property
     def matrix(self) -> Fp8BlockMatrix:
         return Fp8BlockMatrix(self.packed, self.scale, self.assembly.part_rows)
-
-    def __getitem__(self, expert: int) -> Self:
-        return type(self)(self.packed[expert], self.scale[expert], self.assembly.expert(expert))
 
     def dequantize(self) -> torch.Tensor:
         values = torch.empty(self.shape, dtype=torch.float32, device=self.packed.device)

@@ -14,21 +14,19 @@ from typing import Self
 import torch
 
 from mserve.core import CheckpointError
-from mserve.kernels import Int8Matrix, linear
+from mserve.kernels import Int8Matrix
 from mserve.weights.converting import Converting
+from mserve.weights.packed import PackedWeight
 from mserve.weights.piece import Piece
 from mserve.weights.weight import Assembly, Part
 
 _LARGEST = 127
 
 
-@dataclass(frozen=True, slots=True)
-class Int8Weight:
+class Int8Weight(PackedWeight):
     """``packed`` [N, K] int8 and ``scale`` [N] fp32, both with [E, ...] in front for a stack."""
 
-    packed: torch.Tensor
-    scale: torch.Tensor
-    assembly: Assembly
+    __slots__ = ()
 
     @classmethod
     def empty(cls, assembly: Assembly, dtype: torch.dtype, device: torch.device) -> Self:
@@ -39,18 +37,8 @@ class Int8Weight:
         )
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.packed.shape
-
-    def linear(self, x: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
-        return linear(x, self.matrix, out_dtype)
-
-    @property
     def matrix(self) -> Int8Matrix:
         return Int8Matrix(self.packed, self.scale)
-
-    def __getitem__(self, expert: int) -> Self:
-        return type(self)(self.packed[expert], self.scale[expert], self.assembly.expert(expert))
 
     def dequantize(self) -> torch.Tensor:
         return self.packed.float() * self.scale[..., None]

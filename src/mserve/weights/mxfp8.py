@@ -7,13 +7,13 @@ name the scale multiplies. A rank cuts rows anywhere and columns at multiples of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Self
 
 import torch
 
-from mserve.kernels import MXFP8_GROUP, Mxfp8Matrix, dequantize_mxfp8, linear
+from mserve.kernels import MXFP8_GROUP, Mxfp8Matrix, dequantize_mxfp8
 from mserve.weights.converting import Converting
+from mserve.weights.packed import PackedWeight
 from mserve.weights.piece import Piece
 from mserve.weights.weight import Assembly
 
@@ -23,14 +23,11 @@ _LARGEST_SCALE = 254
 _NOT_A_NUMBER = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Mxfp8Weight:
+class Mxfp8Weight(PackedWeight):
     """``packed`` [N, K] float8_e4m3fn and ``scale`` [N, K / 32] uint8, both with [E, ...] in front
     for a stack."""
 
-    packed: torch.Tensor
-    scale: torch.Tensor
-    assembly: Assembly
+    __slots__ = ()
 
     @classmethod
     def empty(cls, assembly: Assembly, dtype: torch.dtype, device: torch.device) -> Self:
@@ -42,18 +39,8 @@ class Mxfp8Weight:
         )
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.packed.shape
-
-    def linear(self, x: torch.Tensor, out_dtype: torch.dtype | None = None) -> torch.Tensor:
-        return linear(x, self.matrix, out_dtype)
-
-    @property
     def matrix(self) -> Mxfp8Matrix:
         return Mxfp8Matrix(self.packed, self.scale)
-
-    def __getitem__(self, expert: int) -> Self:
-        return type(self)(self.packed[expert], self.scale[expert], self.assembly.expert(expert))
 
     def dequantize(self) -> torch.Tensor:
         return dequantize_mxfp8(self.packed, self.scale)
