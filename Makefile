@@ -4,7 +4,7 @@
 
 VENV ?= .venv
 PYTHON ?= $(shell sh tools/find_python.sh)
-DEMO ?= demo/checkpoint
+DEMO ?= demo
 DEMO_RUN ?= checkpoints/demo-run
 PORT ?= 8000
 
@@ -32,8 +32,8 @@ serve-demo: $(STAMP)  ## serve the demo model on 127.0.0.1
 
 demo-model: $(STAMP)  ## train the demo model anew, in hours; if cut short, go on
 	$(BIN)/python -m demo.train $(DEMO_RUN)
-	$(BIN)/python -m demo.export $(DEMO_RUN) demo/checkpoint
-	$(BIN)/mserve eval demo/checkpoint
+	$(BIN)/python -m demo.export $(DEMO_RUN) src/mserve/demo
+	$(BIN)/mserve eval demo
 
 chat: $(STAMP)  ## talk to the server that serve-demo runs
 	$(BIN)/mserve chat http://127.0.0.1:$(PORT)

@@ -1,6 +1,6 @@
 """Answers without a server: prompts in, completions out.
 
-    with LLM("demo/checkpoint") as llm:
+    with LLM("demo") as llm:
         for completion in llm.generate(["Hello"], SamplingParams(max_tokens=20)):
             print(completion.text)
 
@@ -17,6 +17,7 @@ from typing import Literal, Self
 
 import msgspec
 
+from mserve.checkpoint import checkpoint_folder
 from mserve.core import (
     CacheConfig,
     CacheDtype,
@@ -85,7 +86,7 @@ class LLM:
         ``report`` hears of the progress. ``SetupError`` says what cannot work and why."""
         config = EngineConfig(
             model=ModelConfig(
-                path=model,
+                path=str(checkpoint_folder(model)),
                 dtype=dtype,
                 quantization=quantization,
                 max_model_len=max_model_len,

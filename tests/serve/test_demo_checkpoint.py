@@ -14,20 +14,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mserve.checkpoint import DEMO, checkpoint_folder
 from mserve.cli.evaluate import BELOW_A_FLOOR
 
-CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoint"
+CHECKPOINT = checkpoint_folder(DEMO)
 SERVE_FLAGS = ["--kv-cache-memory-bytes", "512M", "--num-threads", "2"]
 NEEDLE = ["--suite", "needle", "--limit", "5", "--min", "needle/4k=0.8"]
 FACTS = ["--suite", "facts", "--limit", "24", "--min", "facts=0.75"]
-
-pytestmark = pytest.mark.skipif(
-    not (CHECKPOINT / "config.json").exists(), reason="the demo model is not trained yet"
-)
 
 
 def mserve(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
 """Reading what a checkpoint says of itself, without torch: config keys, tensor names, headers."""
 
 from mserve.checkpoint.config import parse_config, read_sampling_defaults, read_spec
+from mserve.checkpoint.folder import DEMO, checkpoint_folder
 from mserve.checkpoint.formats import (
     STORED_AS,
     check_formats,
@@ -34,6 +35,7 @@ from mserve.checkpoint.spec import (
 from mserve.checkpoint.writing import NewTensor, write_shards
 
 __all__ = [
+    "DEMO",
     "STORED_AS",
     "ActivationSpec",
     "Checkpoint",
@@ -48,6 +50,7 @@ __all__ = [
     "WeightFormat",
     "check_formats",
     "check_ranks",
+    "checkpoint_folder",
     "convert_on_load",
     "expected_tensors",
     "heads_on_rank",

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
+from mserve.checkpoint import DEMO, checkpoint_folder
 from mserve.core import MserveError, SetupError
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from mserve.cli.chat_client import ChatClient, Message
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+_CONNECT_S = 1.0
 
 # What /set accepts, and how its value is read.
 SETTINGS: dict[str, type[int] | type[float]] = {
@@ -50,8 +54,13 @@ Ctrl-C stops the answer."""
 
 def chat(
     target: Annotated[
-        str, typer.Argument(help="URL of a server, or a checkpoint folder to serve meanwhile.")
-    ] = DEFAULT_URL,
+        str | None,
+        typer.Argument(
+            help="URL of a server, or a checkpoint folder to serve meanwhile; `demo` is a small "
+            f"model that comes with mserve. Default: {DEFAULT_URL} if anything answers there, "
+            "else demo."
+        ),
+    ] = None,
     serve_flags: Annotated[
         list[str] | None, typer.Argument(help="After --: flags of `mserve serve` for a checkpoint.")
     ] = None,
@@ -84,7 +93,8 @@ def chat(
         def report(stage: str, fraction: float) -> None:
             status.update(f"loading: {stage} {fraction:.0%}")
 
-        url = url_of(target, serve_flags or [], report, stack)
+        target, flags = target_of(target, serve_flags or [])
+        url = url_of(target, flags, report, stack)
         client = stack.enter_context(ChatClient(url, api_key=api_key))
         client.wait_until_ready(report)
         name = model or first_model(client)
@@ -96,6 +106,26 @@ def chat(
             conversation.run()
 
 
+def target_of(target: str | None, serve_flags: list[str]) -> tuple[str, list[str]]:
+    """Whom to talk to, and the flags of a server that has to be started for it. Without a target
+    and flags, somebody's server on this machine; else the demo, in as little memory as it needs."""
+    if target is not None:
+        return target, serve_flags
+    if not serve_flags and _answers(DEFAULT_URL):
+        return DEFAULT_URL, []
+    sys.stderr.write(f"no server at {DEFAULT_URL}: talking to the demo model\n")
+    return DEMO, serve_flags or ["--kv-cache-memory-bytes", "1G"]
+
+
+def _answers(url: str) -> bool:
+    where = urlsplit(url)
+    try:
+        socket.create_connection((where.hostname, where.port), _CONNECT_S).close()
+    except OSError:
+        return False
+    return True
+
+
 def url_of(target: str, serve_flags: list[str], report: Any, stack: contextlib.ExitStack) -> str:
     """The target if it is a URL; else the URL of a server started for that folder."""
     if target.startswith(("http://", "https://")):
@@ -105,14 +135,15 @@ def url_of(target: str, serve_flags: list[str], report: Any, stack: contextlib.E
                 hint="give a checkpoint folder, or leave the flags out",
             )
         return target
-    if not Path(target).is_dir():
+    folder = checkpoint_folder(target)
+    if not folder.is_dir():
         raise SetupError(
             f"{target} is neither a URL nor a checkpoint folder",
             hint=f"a URL looks like {DEFAULT_URL}",
         )
     from mserve.cli.chat_server import served
 
-    return stack.enter_context(served(Path(target), serve_flags, report))
+    return stack.enter_context(served(folder, serve_flags, report))
 
 
 def first_model(client: ChatClient) -> str:

@@ -10,10 +10,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from mserve.checkpoint import checkpoint_folder
+
 
 def quantize(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="IN", exists=True, file_okay=False, help="bf16 checkpoint.")
+        Path,
+        typer.Argument(metavar="IN", parser=checkpoint_folder, help="bf16 checkpoint, or `demo`."),
     ],
     out: Annotated[
         Path, typer.Argument(metavar="OUT", file_okay=False, help="Folder to write, new or empty.")

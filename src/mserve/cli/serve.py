@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from mserve.checkpoint import checkpoint_folder
 from mserve.cli.serve_checks import check_fits, choose_dialect, parse_bytes
 from mserve.core import (
     BLOCK_TOKENS,
@@ -41,7 +42,12 @@ _HTTP, _CHAT, _MODEL, _MEMORY, _WORK = "HTTP", "Chat", "Model", "Memory", "Work"
 
 def serve(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Folder of the checkpoint.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            parser=checkpoint_folder,
+            help="Folder of the checkpoint. `demo` is a small one that comes with mserve.",
+        ),
     ],
     host: Annotated[
         str, _option("--host", help="Address to listen on.", rich_help_panel=_HTTP)
