@@ -15,6 +15,8 @@ from demo.shape import BLOCK_TOKENS
 # Up to here all scores of a batch are held; beyond, a chunk of queries at a time.
 _SHORT = 1024
 _QUERY_CHUNK = 1024
+# Queries that see the same keys, those of their own chunk and of the one before.
+_NEAR = 512
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, chosen: Tensor | None) -> Tensor:
@@ -45,9 +47,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, chosen: Tensor | None) -> 
         )
         parts.append(part.transpose(1, 2))
     return torch.cat(parts, 1)
-
-
-_NEAR = 512
 
 
 def attend_nearby(query: Tensor, key: Tensor, value: Tensor, all_seen_from: int) -> Tensor:

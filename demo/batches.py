@@ -30,7 +30,7 @@ from demo.shape import BLOCK_TOKENS
 
 _NUM_PLAIN_TOKENS = 4000  # below the added ones
 _ROUND_TO = 16  # lengths are rounded up, so that few different shapes occur
-_BATCH_TOKENS = 2048  # of one batch, about, unless one sequence is longer
+_BATCH_TOKENS = 2048  # of one batch, unless one sequence is longer
 _SHORTEST_NEEDLE = 150
 _LONGEST = 1000  # tokens of a sample that is no needle
 _INDEX_QUERIES = 48  # of a sequence
@@ -103,17 +103,22 @@ def held_out_batches(seed: int, per_skill: int, max_tokens: int) -> list[Batch]:
 
 
 def batched(sequences: Sequence[TrainingSequence]) -> list[Batch]:
-    """Sequences of about the same length together, in an even number of batches of about as many
-    tokens: two workers then end at the same time. The longest come first, so that whoever works
-    on one of those leaves the others to the rest."""
-    total = sum(len(one.token_ids) for one in sequences)
-    num_batches = 2 * max(1, round(total / _BATCH_TOKENS / 2))
-    groups: dict[int, list[TrainingSequence]] = {}
-    before = 0
+    """Sequences of about the same length together, the longest first: whoever works on one of
+    those leaves the others to the rest."""
+    groups: list[list[TrainingSequence]] = []
     for one in sorted(sequences, key=lambda one: -len(one.token_ids)):
-        groups.setdefault(before * num_batches // total, []).append(one)
-        before += len(one.token_ids)
-    return [_batch(group) for group in groups.values()]
+        if (
+            not groups
+            or _filled(groups[-1]) + _rounded(len(groups[-1][0].token_ids)) > _BATCH_TOKENS
+        ):
+            groups.append([])
+        groups[-1].append(one)
+    return [_batch(group) for group in groups]
+
+
+def _filled(group: list[TrainingSequence]) -> int:
+    """Tokens of a batch of ``group``, whose first sequence is the longest."""
+    return len(group) * _rounded(len(group[0].token_ids))
 
 
 def teaching_queries(batch: Batch) -> Tensor:
@@ -131,7 +136,7 @@ def teaching_queries(batch: Batch) -> Tensor:
 
 def lesson_queries(batch: Batch) -> tuple[Tensor, int]:
     """Of a lesson: the positions [1, Q] of its answers, and where its first question may begin."""
-    return batch.rows[None, -2 * _INDEX_QUERIES :], int(batch.rows[0]) - _QUESTION_TOKENS
+    return batch.rows[None, -2 * _INDEX_QUERIES :], max(0, int(batch.rows[0]) - _QUESTION_TOKENS)
 
 
 def _lessons(rng: random.Random, max_tokens: int, num_tokens: float) -> list[Batch]:

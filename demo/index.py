@@ -42,14 +42,19 @@ class BlockIndex(nn.Module):
         selects = run.sparse and hidden.shape[1] > self.shape.topk_blocks * BLOCK_TOKENS
         if not selects and run.index_queries is None:
             return None
-        # A lesson of the index alone runs the rest of the model without gradients.
+        # The branch learns even where the rest of the model runs without gradients.
         with torch.set_grad_enabled(run.index_queries is not None):
             index_query, index_key = self._heads(hidden.detach(), run)
-            for number, rows in enumerate(() if run.index_queries is None else run.index_queries):
-                shares = past_attention(query[number].detach(), key[number].detach(), rows)
-                run.index_losses.append(
-                    index_loss(index_query[number, rows], index_key[number], rows, shares)
-                )
+            if run.index_queries is not None:
+                run.index_losses += [
+                    index_loss(
+                        index_query[number, rows],
+                        index_key[number],
+                        rows,
+                        past_attention(query[number].detach(), key[number].detach(), rows),
+                    )
+                    for number, rows in enumerate(run.index_queries)
+                ]
         if not selects:
             return None
         pairs = zip(index_query, index_key, strict=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import socket
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -26,16 +27,31 @@ def test_a_checkpoint_of_that_name_in_the_present_folder_goes_first(tmp_path, mo
     assert checkpoint_folder("other") == Path("other")
 
 
-def test_a_chat_without_a_target_looks_for_a_server_and_else_takes_the_demo(monkeypatch, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+@pytest.mark.parametrize(("status", "is_one"), [(200, True), (401, True), (404, False)])
+def test_a_chat_without_a_target_looks_for_a_server(status, is_one, monkeypatch):
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.path == "/v1/models"
+            assert "Authorization" not in self.headers
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_): ...
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(chat, "DEFAULT_URL", url)
-        assert chat.target_of(None, []) == (url, [])
-        assert chat.target_of(None, ["--port", "1"]) == (DEMO, ["--port", "1"])
-    target, flags = chat.target_of(None, [])
-    assert target == DEMO
-    assert "--kv-cache-memory-bytes" in flags
-    assert url in capsys.readouterr().err
+        assert chat.target_of(None, []) == (url if is_one else DEMO, [])
+        server.shutdown()
+
+
+def test_without_a_server_a_chat_takes_the_demo(monkeypatch, capsys):
+    monkeypatch.setattr(chat, "DEFAULT_URL", "http://127.0.0.1:1")
+    assert chat.target_of(None, []) == (DEMO, [])
+    assert "http://127.0.0.1:1" in capsys.readouterr().err
+    flags = ["--num-threads", "2"]
+    assert chat.target_of(flags[0], flags[1:]) == (DEMO, flags)  # mserve chat -- --num-threads 2
 
 
 @pytest.mark.parametrize("target", ["http://there:1", "somewhere"])

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
 
 import typer
 
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from mserve.cli.chat_client import ChatClient, Message
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-_CONNECT_S = 1.0
+_FIND_S = 2.0
 
 # What /set accepts, and how its value is read.
 SETTINGS: dict[str, type[int] | type[float]] = {
@@ -57,8 +55,8 @@ def chat(
         str | None,
         typer.Argument(
             help="URL of a server, or a checkpoint folder to serve meanwhile; `demo` is a small "
-            f"model that comes with mserve. Default: {DEFAULT_URL} if anything answers there, "
-            "else demo."
+            f"model that comes with mserve. Default: the server at {DEFAULT_URL}, "
+            "or demo if there is none."
         ),
     ] = None,
     serve_flags: Annotated[
@@ -108,22 +106,27 @@ def chat(
 
 def target_of(target: str | None, serve_flags: list[str]) -> tuple[str, list[str]]:
     """Whom to talk to, and the flags of a server that has to be started for it. Without a target
-    and flags, somebody's server on this machine; else the demo, in as little memory as it needs."""
+    and flags, the server on this machine; without that, the demo."""
+    if target is not None and target.startswith("-"):  # what follows -- when there is no target
+        target, serve_flags = None, [target, *serve_flags]
     if target is not None:
         return target, serve_flags
-    if not serve_flags and _answers(DEFAULT_URL):
-        return DEFAULT_URL, []
-    sys.stderr.write(f"no server at {DEFAULT_URL}: talking to the demo model\n")
-    return DEMO, serve_flags or ["--kv-cache-memory-bytes", "1G"]
+    if not serve_flags:
+        if _serves(DEFAULT_URL):
+            return DEFAULT_URL, []
+        sys.stderr.write(f"no server at {DEFAULT_URL}: talking to the demo model\n")
+    return DEMO, serve_flags
 
 
-def _answers(url: str) -> bool:
-    where = urlsplit(url)
+def _serves(url: str) -> bool:
+    """Whether models are served there, be it to others than us. Keys are not shown to strangers."""
+    import httpx
+
     try:
-        socket.create_connection((where.hostname, where.port), _CONNECT_S).close()
-    except OSError:
+        answer = httpx.get(f"{url}/v1/models", timeout=_FIND_S)
+    except httpx.TransportError:
         return False
-    return True
+    return answer.status_code in (httpx.codes.OK, httpx.codes.UNAUTHORIZED)
 
 
 def url_of(target: str, serve_flags: list[str], report: Any, stack: contextlib.ExitStack) -> str:

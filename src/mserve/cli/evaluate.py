@@ -26,7 +26,11 @@ BELOW_A_FLOOR = 3
 
 def evaluate(
     target: Annotated[
-        str, typer.Argument(help="URL of a server, or a checkpoint folder to serve meanwhile.")
+        str,
+        typer.Argument(
+            help="URL of a server, or a checkpoint folder to serve meanwhile; `demo` is a small "
+            "model that comes with mserve."
+        ),
     ],
     serve_flags: Annotated[
         list[str] | None, typer.Argument(help="After --: flags of `mserve serve` for a checkpoint.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
-from mserve.checkpoint import checkpoint_folder
+from mserve.checkpoint import checkpoint_folder, open_checkpoint
 from mserve.cli.serve_checks import check_fits, parse_bytes
 from mserve.core import (
     CacheConfig,
@@ -115,7 +115,6 @@ def generate(
     block_bytes = parse_bytes(kv_cache_memory_bytes)
 
     from mserve.capacity import read_machine
-    from mserve.checkpoint import open_checkpoint
 
     opened = open_checkpoint(checkpoint)
     engine = EngineConfig(

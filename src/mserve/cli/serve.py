@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mserve.checkpoint import checkpoint_folder
+from mserve.checkpoint import checkpoint_folder, open_checkpoint
 from mserve.cli.serve_checks import check_fits, choose_dialect, parse_bytes
 from mserve.core import (
     BLOCK_TOKENS,
@@ -321,7 +321,6 @@ def serve(
     )
 
     from mserve.capacity import read_machine
-    from mserve.checkpoint import open_checkpoint
     from mserve.cli.start_display import StartDisplay
     from mserve.server import ServerConfig, Service, listen, load_text_tools, run_server
     from mserve.text import STABLE_PREFIX_RULES
