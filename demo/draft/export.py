@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from demo.data import tokenizer
 from demo.draft.model import Draft, DraftShape
 from demo.export import special_ids
-from demo.shape import DemoShape
 
 _FILE = "model.safetensors"
 
@@ -45,7 +44,7 @@ def load_draft(folder: Path) -> Draft:
         vocab_size=read["draft_vocab_size"],
         rope_theta=read["rope_theta"],
         rms_norm_eps=read["rms_norm_eps"],
-        taps=tuple(read["eagle_config"]["eagle_aux_hidden_state_layer_ids"]),
+        taps=tuple(read["eagle_aux_hidden_state_layer_ids"]),
     )
     state = load_file(folder / _FILE)
     state.pop("t2d")
@@ -63,15 +62,14 @@ def config(shape: DraftShape) -> dict[str, Any]:
         "attention_bias": False,
         "draft_vocab_size": shape.vocab_size,
         "dtype": "bfloat16",
-        "eagle_config": {
-            "eagle_aux_hidden_state_layer_ids": list(shape.taps),
-            "use_aux_hidden_state": True,
-        },
+        # Of the residual streams that enter these layers. As vLLM reads it; SGLang adds one.
+        "eagle_aux_hidden_state_layer_ids": list(shape.taps),
+        "eagle_config": {"use_aux_hidden_state": True},
         "head_dim": shape.head_dim,
         "hidden_act": "silu",
         "hidden_size": shape.hidden_size,
         "intermediate_size": shape.mlp_size,
-        "max_position_embeddings": DemoShape(vocab_size=0).max_position_embeddings,
+        "max_position_embeddings": shape.max_position_embeddings,
         "num_attention_heads": shape.num_heads,
         "num_hidden_layers": 1,
         "num_key_value_heads": shape.num_kv_heads,

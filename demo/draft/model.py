@@ -34,6 +34,7 @@ class DraftShape:
     vocab_size: int = 2048
     rope_theta: float = 50_000.0
     rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 32_768
     taps: tuple[int, ...] = (1, 3, 5)
 
 
@@ -44,7 +45,7 @@ class Draft(nn.Module):
     def __init__(self, shape: DraftShape, d2t: Tensor, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
-        hidden, heads = shape.hidden_size, shape.num_heads * shape.head_dim
+        hidden = shape.hidden_size
         self.fc = _linear(len(shape.taps) * shape.target_size, hidden)
         self.midlayer = DraftLayer(shape)
         self.norm = nn.RMSNorm(hidden, shape.rms_norm_eps)
@@ -60,7 +61,7 @@ class Draft(nn.Module):
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
         with torch.no_grad():
-            self.midlayer.self_attn.o_proj.weight *= heads**-0.5
+            self.midlayer.self_attn.o_proj.weight *= 0.1
             self.lm_head.weight *= 0.1
 
     @property

@@ -3,8 +3,8 @@
     python -m demo.draft.train RUN OUT --tokens 6     # millions
 
 RUN is a folder that ``demo.train`` wrote; OUT gets the draft in the published layout, after lines
-that tell how many of its guesses the model would have taken. The samples are those of the model's
-last steps: what it says is what it was taught. A guess aims at the model's own probabilities.
+that tell how many of its guesses the model would have taken. The samples are of the kinds that the
+model was taught, and what a guess aims at are the model's own probabilities.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import os
 import random
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -23,19 +23,20 @@ from torch import Tensor
 
 from demo import pointwise
 from demo.batches import Batch, held_out_batches, step_batches
-from demo.data import training_sample
+from demo.data import tokenizer, training_sample
 from demo.draft.export import export_draft
 from demo.draft.model import Draft, DraftShape
 from demo.export import trained
 from demo.model import DemoModel
-from demo.schedule import mix_at
+from demo.schedule import Mix
 
 STEPS = 3  # unrolled: guesses in a row
 _STEP_WEIGHT = 0.8  # of a guess against the one before
 _STEP_TOKENS = 8192
 _RATE = 2e-3
 _COUNTED_SAMPLES = 3000
-_SHORT_MIX = replace(mix_at(0.0), repeats=0.0)
+_COUNTED_TOKENS = 1000  # of a sample
+_MIX = Mix(needles=((1500, 0.1), (4000, 0.05)))
 _TELL_EVERY = 20  # steps
 _HELD_OUT = 6  # examples of each skill
 _HELD_OUT_TOKENS = 1000
@@ -61,9 +62,9 @@ def draft_vocabulary(size: int, seed: int) -> Tensor:
     rng = random.Random(f"{seed}/draft")
     counts: Counter[int] = Counter()
     for _ in range(_COUNTED_SAMPLES):
-        ids, mask = training_sample(rng, _HELD_OUT_TOKENS)
+        ids, mask = training_sample(rng, _COUNTED_TOKENS)
         counts.update(token for token, ours in zip(ids, mask, strict=True) if ours)
-    ranked = sorted(range(1 << 16), key=lambda token: (-counts[token], token))
+    ranked = sorted(range(tokenizer().vocab_size), key=lambda token: (-counts[token], token))
     kept = torch.tensor(sorted(ranked[:size]))
     return kept - torch.arange(size)
 
@@ -76,11 +77,11 @@ def teach(draft: Draft, target: DemoModel, num_tokens: int, seed: int) -> None:
         share = done / num_tokens
         for group in optimizer.param_groups:
             group["lr"] = _RATE * min(1.0, (step + 1) / 30, max(0.02, 1.5 * (1 - share)))
-        batches = step_batches(seed, (1 << 20) + step, _STEP_TOKENS, _SHORT_MIX)
+        batches = step_batches(seed, (1 << 20) + step, _STEP_TOKENS, _MIX)
         total = sum(len(batch.rows) for batch in batches)
         loss = 0.0
         for batch in batches:
-            losses, _ = guesses(draft, target, batch)
+            losses = guesses(draft, target, batch).losses
             part = torch.stack([x.sum() * _STEP_WEIGHT**j for j, x in enumerate(losses)]).sum()
             (part / total).backward()
             loss += float(losses[0].detach().sum()) / total
@@ -99,51 +100,54 @@ def teach(draft: Draft, target: DemoModel, num_tokens: int, seed: int) -> None:
             )
 
 
-def guesses(
-    draft: Draft, target: DemoModel, batch: Batch, taps: tuple[int, ...] | None = None
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Per step the losses of its guesses and whether each is the target's likeliest token, [R']
-    each, for the answers' tokens that have room for all steps before them. ``taps`` other than
-    the draft's own are for tests."""
+class Guesses(NamedTuple):
+    """Of the answers' tokens that have room for all steps before them, R in all."""
+
+    rows: Tensor  # [R]: of the flattened batch, each the place before the token that is guessed
+    is_text: Tensor  # [R]: whether the token in the text is the target's likeliest
+    losses: list[Tensor]  # [R] per step
+    is_right: list[Tensor]  # [R] per step: whether the guess is the target's likeliest token
+
+
+def guesses(draft: Draft, target: DemoModel, batch: Batch) -> Guesses:
+    """What the draft guesses where the target's tokens so far are those of the text."""
     with torch.no_grad():
         run = target.begin(batch.token_ids.shape[1], dtype=torch.bfloat16, sparse=True)
         streams = target.residual_streams(batch.token_ids, run)
         logits = target.logits(streams[-1].flatten(0, 1)[batch.rows], run).float()
         embedded = F.embedding(batch.token_ids, target.embedding)
     following = F.pad(embedded, (0, 0, 0, 1))[:, 1:]
-    tapped = torch.cat([streams[layer] for layer in taps or draft.shape.taps], -1)
+    tapped = torch.cat([streams[layer] for layer in draft.shape.taps], -1)
     outputs = draft.unrolled(following, tapped, STEPS)
 
     enough = batch.rows % batch.token_ids.shape[1] >= STEPS
-    rows, logits = batch.rows[enough] - 1, logits[enough]  # guessing is one position ahead
+    rows, logits = batch.rows[enough], logits[enough]
     aims = logits[:, draft.target_ids].softmax(-1)
     likeliest = logits.argmax(-1)
-    losses, right = [], []
+    losses, is_right = [], []
     for out in outputs:
-        guessed = draft.logits(out.flatten(0, 1)[rows])
+        guessed = draft.logits(out.flatten(0, 1)[rows - 1])  # the draft is one place ahead
         losses.append(-(aims * guessed.log_softmax(-1)).sum(-1))
-        right.append(draft.target_ids[guessed.argmax(-1)] == likeliest)
-    return losses, right
+        is_right.append(draft.target_ids[guessed.argmax(-1)] == likeliest)
+    return Guesses(rows, likeliest == batch.targets[enough], losses, is_right)
 
 
 @torch.no_grad()
-def acceptance(
-    draft: Draft, target: DemoModel, batches: list[Batch], taps: tuple[int, ...] | None = None
-) -> list[float]:
+def acceptance(draft: Draft, target: DemoModel, batches: list[Batch]) -> list[float]:
     """For each guess of a draft, how often greedy decoding takes it and all before it: over
-    drafts that begin at any token of a held-out answer."""
+    drafts that begin at any token of a held-out answer that the target itself would write."""
     taken, begun = torch.zeros(STEPS), 0
     for batch in batches:
-        _, right = guesses(draft, target, batch, taps)
-        rows = batch.rows[batch.rows % batch.token_ids.shape[1] >= STEPS]
+        made = guesses(draft, target, batch)
+        count = max(0, len(made.rows) - STEPS + 1)
         # The guesses of one draft: step j stands j rows further on.
-        count = len(rows) - STEPS + 1
-        together = rows[STEPS - 1 :] - rows[:count] == STEPS - 1
-        kept = torch.ones(count, dtype=torch.bool)
+        begins = made.rows[len(made.rows) - count :] - made.rows[:count] == STEPS - 1
         for step in range(STEPS):
-            kept &= right[step][step : step + count]
-            taken[step] += float(kept[together].sum())
-        begun += int(together.sum())
+            begins &= made.is_text[step : step + count]
+        begun += int(begins.sum())
+        for step in range(STEPS):
+            begins &= made.is_right[step][step : step + count]
+            taken[step] += float(begins.sum())
     return (taken / max(begun, 1)).tolist()
 
 
