@@ -33,6 +33,7 @@ serve-demo: $(STAMP)  ## serve the demo model on 127.0.0.1
 demo-model: $(STAMP)  ## train the demo model anew, in hours; if cut short, go on
 	$(BIN)/python -m demo.train $(DEMO_RUN)
 	$(BIN)/python -m demo.export $(DEMO_RUN) src/mserve/demo
+	$(BIN)/python -m demo.draft.train $(DEMO_RUN) demo/draft/checkpoint
 	$(BIN)/mserve eval demo
 
 chat: $(STAMP)  ## talk to the server that serve-demo runs
