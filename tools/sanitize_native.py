@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+# Counts page faults, of which the sanitizer's own memory causes some.
+NOT_COUNTED = "tests/cpu/test_native_placement.py::test_each_worker_gets_the_pages_of_its_rows"
 sys.path.insert(0, str(ROOT / "src"))
 
 from mserve.kernels.native.build import build, compiler  # noqa: E402
@@ -40,7 +42,8 @@ def main() -> int:
             "OMP_NUM_THREADS": "1",
         }
         tests = [str(path) for path in sorted((ROOT / "tests/cpu").glob("test_native_*.py"))]
-        command = [sys.executable, "-m", "pytest", "-q", *tests, *sys.argv[1:]]
+        command = [sys.executable, "-m", "pytest", "-q", *tests, "--deselect", NOT_COUNTED]
+        command += sys.argv[1:]
         return subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
 
 

@@ -233,7 +233,7 @@ inline void dot_group(const T* const* x, int64_t rows, const T* w, int64_t strid
     }
     // The lines of C weight rows, divided among the tiles. A short tile asks at each of its steps, of
     // which there are as many as a row has lines; one of copied rows asks for all beforehand.
-    const int64_t row_lines = std::min(step, inner) * int64_t(sizeof(T)) / 64;
+    const int64_t row_lines = step * int64_t(sizeof(T)) / 64;
     const int64_t wanted = kCopies ? C * row_lines : C;
     int64_t due = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
