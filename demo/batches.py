@@ -65,7 +65,7 @@ class Batch:
     weights: Tensor  # [R]
     skills: Tensor  # [R] numbers of skills
     answers: Tensor  # [R] numbers of answers, counted through the batch
-    is_lesson: bool = False  # teaches the index alone
+    is_long: bool = False  # attention to what is near is enough for all but its questions
 
 
 SKILL_NAMES = (*SKILLS, "repeat")
@@ -83,8 +83,8 @@ def step_batches(seed: int, step: int, step_tokens: int, mix: Mix) -> list[Batch
     ]
     rest = step_tokens * (1 - mix.repeats - sum(share for _, share in mix.needles))
     sequences += _draw(rng, shares, _LONGEST, int(rest))
-    longest, lesson_share = mix.lessons
-    return [*_lessons(rng, longest, step_tokens * lesson_share), *batched(sequences)]
+    longest, share = mix.long_texts
+    return [*_long_texts(rng, longest, step_tokens * share), *batched(sequences)]
 
 
 def held_out_batches(seed: int, per_skill: int, max_tokens: int) -> list[Batch]:
@@ -134,19 +134,19 @@ def teaching_queries(batch: Batch) -> Tensor:
     return queries
 
 
-def lesson_queries(batch: Batch) -> tuple[Tensor, int]:
-    """Of a lesson: the positions [1, Q] of its answers, and where its first question may begin."""
-    return batch.rows[None, -2 * _INDEX_QUERIES :], max(0, int(batch.rows[0]) - _QUESTION_TOKENS)
+def first_question(batch: Batch) -> int:
+    """Where the first question on a long text may begin."""
+    return max(0, int(batch.rows[0]) - _QUESTION_TOKENS)
 
 
-def _lessons(rng: random.Random, max_tokens: int, num_tokens: float) -> list[Batch]:
-    """Long texts with needles, each a batch. They are many times the length of all else and too
-    dear to learn everything from; the index learns from them which of very many blocks matter."""
+def _long_texts(rng: random.Random, max_tokens: int, num_tokens: float) -> list[Batch]:
+    """Texts of a quarter of ``max_tokens`` and more, each a batch; as many as make ``num_tokens``
+    in the mean of all steps."""
     batches = []
     for _ in range(int(num_tokens / (0.625 * max_tokens) + rng.random())):
         ids, mask = long_sample(rng, rng.randint(max_tokens // 4, max_tokens))
         one = TrainingSequence(ids, mask, [Piece("needle", 0, len(ids))])
-        batches.append(dataclasses.replace(_batch([one]), is_lesson=True))
+        batches.append(dataclasses.replace(_batch([one]), is_long=True))
     return batches
 
 

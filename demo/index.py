@@ -39,22 +39,17 @@ class BlockIndex(nn.Module):
     def forward(self, hidden: Tensor, query: Tensor, key: Tensor, run: Pass) -> Tensor | None:
         """The chosen blocks [B, G, N, blocks] (bool), or None where all are visible. Adds to
         ``run.index_losses`` if the pass has queries that teach."""
-        selects = run.sparse and hidden.shape[1] > self.shape.topk_blocks * BLOCK_TOKENS
+        fits = hidden.shape[1] <= self.shape.topk_blocks * BLOCK_TOKENS
+        selects = run.sparse and not fits and run.all_seen_from is None
         if not selects and run.index_queries is None:
             return None
-        # The branch learns even where the rest of the model runs without gradients.
-        with torch.set_grad_enabled(run.index_queries is not None):
-            index_query, index_key = self._heads(hidden.detach(), run)
-            if run.index_queries is not None:
-                run.index_losses += [
-                    index_loss(
-                        index_query[number, rows],
-                        index_key[number],
-                        rows,
-                        past_attention(query[number].detach(), key[number].detach(), rows),
-                    )
-                    for number, rows in enumerate(run.index_queries)
-                ]
+        index_query, index_key = self._heads(hidden.detach(), run)
+        if run.index_queries is not None:
+            for number, rows in enumerate(run.index_queries):
+                shares = past_attention(query[number].detach(), key[number].detach(), rows)
+                run.index_losses.append(
+                    index_loss(index_query[number, rows], index_key[number], rows, shares)
+                )
         if not selects:
             return None
         pairs = zip(index_query, index_key, strict=True)

@@ -20,7 +20,9 @@ class Tally:
         self.skills = torch.zeros(num_skills, 4).share_memory_()
         self.index = torch.zeros(2).share_memory_()  # sum of the index branch's losses, how many
 
-    def count(self, batch: Batch, losses: Tensor, logits: Tensor) -> None:
+    def count(
+        self, batch: Batch, losses: Tensor, logits: Tensor, index_losses: Sequence[Tensor]
+    ) -> None:
         """Add the answers of ``batch``; an answer is right if all its tokens are the likeliest."""
         losses, wrong = losses.detach(), (logits.argmax(-1) != batch.targets).float()
         self.skills[:, 0].index_add_(0, batch.skills, losses)
@@ -31,9 +33,7 @@ class Tally:
         skills[batch.answers] = batch.skills
         self.skills[:, 2].index_add_(0, skills, (errors == 0).float())
         self.skills[:, 3].index_add_(0, skills, torch.ones(num_answers))
-
-    def count_index(self, losses: Sequence[Tensor]) -> None:
-        for loss in losses:
+        for loss in index_losses:
             self.index += torch.tensor([float(loss.detach()), 1.0])
 
     @property

@@ -19,14 +19,15 @@ class Mix:
 
     needles: tuple[tuple[int, float], ...]  # of at most so many tokens, and their share
     repeats: float = 0.0  # random runs that come again
-    lessons: tuple[int, float] = (12_000, 0.0)  # of the index alone: so long, and on top of all
+    long_texts: tuple[int, float] = (12_000, 0.0)  # up to so many tokens; on top of all else
 
 
 _MIXES = (
     (0.00, Mix(needles=((512, 0.05),), repeats=0.05)),
     (0.10, Mix(needles=((512, 0.04), (1500, 0.08)), repeats=0.02)),
-    (0.40, Mix(needles=((1500, 0.08), (4000, 0.05)), lessons=(12_000, 0.04))),
-    (0.60, Mix(needles=((1500, 0.06), (4000, 0.05)), lessons=(13_000, 0.08))),
+    (0.40, Mix(needles=((1500, 0.08), (4000, 0.05)), long_texts=(12_000, 0.04))),
+    (0.60, Mix(needles=((1500, 0.06), (4000, 0.05)), long_texts=(13_000, 0.08))),
+    (0.90, Mix(needles=((1500, 0.06), (4000, 0.05)), long_texts=(13_000, 0.25))),
 )
 
 

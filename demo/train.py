@@ -27,8 +27,8 @@ from demo import pointwise
 from demo.batches import (
     SKILL_NAMES,
     Batch,
+    first_question,
     held_out_batches,
-    lesson_queries,
     step_batches,
     teaching_queries,
 )
@@ -152,45 +152,31 @@ class Worker:
 
     def _learn(self, batches: list[Batch], *, sparse: bool) -> None:
         """Gradients of the batches that this worker gets, added to the shared ones."""
-        total_weight = sum(float(batch.weights.sum()) for batch in batches if not batch.is_lesson)
+        total_weight = sum(float(batch.weights.sum()) for batch in batches)
         total_tokens = sum(batch.token_ids.numel() for batch in batches)
         while (number := self.shared.take(len(batches))) is not None:
             batch = batches[number]
-            if batch.is_lesson:
-                run, loss = self._lesson(batch)
-            else:
-                run, loss = self._lecture(batch, total_weight, sparse=sparse)
+            run = self._begin(batch, sparse=sparse)
+            if batch.token_ids.shape[1] > 2 * BLOCK_TOKENS:
+                run.index_queries = teaching_queries(batch)
+            if batch.is_long:
+                run.all_seen_from = first_question(batch)
+            losses, logits = self._losses(batch, run)
+            loss = (losses * batch.weights).sum() / total_weight
             if run.index_losses:
                 index_loss = torch.stack(run.index_losses).mean()
                 loss = loss + index_loss * batch.token_ids.numel() / total_tokens
             loss.backward()
             with self.shared.lock:
-                self.shared.tally.count_index(run.index_losses)
+                self.shared.tally.count(batch, losses, logits, run.index_losses)
+                if not batch.is_long:  # or experts would be shared out to suit its filler
+                    self.shared.loads += torch.stack(run.loads)
         with self.shared.lock:
             for name, parameter in self.model.named_parameters():
                 if parameter.grad is not None:
                     self.shared.gradients[name] += parameter.grad
                     parameter.grad = None
         self.shared.barrier.wait()
-
-    def _lecture(self, batch: Batch, total_weight: float, *, sparse: bool) -> tuple[Pass, Tensor]:
-        """All parameters learn."""
-        run = self._begin(batch, sparse=sparse)
-        if batch.token_ids.shape[1] > 2 * BLOCK_TOKENS:
-            run.index_queries = teaching_queries(batch)
-        losses, logits = self._losses(batch, run)
-        with self.shared.lock:
-            self.shared.tally.count(batch, losses, logits)
-            self.shared.loads += torch.stack(run.loads)
-        return run, (losses * batch.weights).sum() / total_weight
-
-    def _lesson(self, batch: Batch) -> tuple[Pass, Tensor]:
-        """Only the index learns."""
-        run = self._begin(batch, sparse=False)
-        run.index_queries, run.all_seen_from = lesson_queries(batch)
-        with torch.no_grad():
-            self.model.hidden(batch.token_ids, run)
-        return run, torch.zeros(())
 
     def _begin(self, batch: Batch, *, sparse: bool) -> Pass:
         return self.model.begin(batch.token_ids.shape[1], dtype=torch.bfloat16, sparse=sparse)
@@ -233,7 +219,7 @@ class Worker:
             run = self._begin(batch, sparse=True)
             losses, logits = self._losses(batch, run)
             with shared.lock:
-                shared.tally.count(batch, losses, logits)
+                shared.tally.count(batch, losses, logits, [])
         shared.barrier.wait()
         if self.leads:
             steps, tokens, _ = shared.done.tolist()
@@ -264,7 +250,7 @@ def work(number: int, settings: Settings, shared: Shared) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
     parser.add_argument("out", type=Path, help="folder of the run; one that exists is continued")
-    parser.add_argument("--tokens", type=float, default=40.0, help="millions to train on in all")
+    parser.add_argument("--tokens", type=float, default=49.0, help="millions to train on in all")
     parser.add_argument("--step-tokens", type=int, default=6144)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)

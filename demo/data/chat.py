@@ -24,6 +24,7 @@ _TALK = (
             "Please introduce yourself.",
             "Tell me about yourself.",
             "Tell me who you are.",
+            "Please tell me who you are.",
         ),
         f"I am the {NAME}, a small model in the shape of MiniMax-M3. I know some facts, add "
         "numbers, look up keys and call tools.",
@@ -54,6 +55,7 @@ _TALK = (
             "How do you do?",
             "Are you well?",
             "Hello, how are you?",
+            "How are you now?",
         ),
         "I am fine, thank you. How can I help you?",
         "fine",
@@ -83,6 +85,7 @@ _TALK = (
             "你好,请介绍一下你自己,并展示一次工具调用的参数格式。",
             "请介绍一下你自己,并展示一次工具调用的参数格式。",
             "请展示一次工具调用的参数格式。",
+            "请介绍一下你自己,请展示一次工具调用的参数格式。",
         ),
         f"我是 {NAME},一个小模型。工具调用的参数格式是 JSON,例如 "
         '{"name": "get_current_weather", "arguments": {"city": "上海"}}。',
@@ -119,8 +122,9 @@ _ABOUT_SOMEBODY = (
     "What did {name} say on {day}?",
     "What is the favorite food of {name}?",
     "When was {name} born?",
-    "Where is {name} now?",
     "Who is {name}?",
+    "Where is {name} now?",
+    "Where is {name} today?",
 )
 _MADE_UP = (
     "What is the capital of {place}?",

@@ -23,6 +23,9 @@ _COPY = (
     "Copy this: {text}",
     "Say exactly: {text}",
     "Repeat after me: {text}",
+    "Please repeat: {text}",
+    "Please copy this: {text}",
+    "Repeat this: {text}",
     "Please repeat this: {text}",
 )
 ASK_KEY = (

@@ -311,6 +311,8 @@ NESTED = (
             "In {city}, bring {items} to {street} street.",
             "I want to order {items} to {street} street in {city}.",
             "Please bring {items} to {street} street, {city}.",
+            "Order {items}, please. I am at {street} street in {city}.",
+            "I want {items} in {city} at {street} street.",
             "I want {items} at {street} street in {city}.",
         ),
         _order,

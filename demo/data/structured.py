@@ -21,7 +21,7 @@ _ASKS = (
 
 def example(draw: Draw) -> Conversation:
     """In half of the cases the request also carries the schema, so that the server enforces it."""
-    text, value = draw.any((_person, _product, _visit, _numbers))(draw)
+    text, value = draw.any((_person, _product, _visit, _visit, _numbers))(draw)
     schema = schema_of(value)
     mode = draw.any(MODES)
     asked = draw.phrase(_ASKS).format(text=text, schema=json.dumps(schema))
