@@ -62,7 +62,7 @@ async def run(url: str, model: str, load: Load) -> list[Row]:
         for _ in range(load.requests)
     ]
     rows: list[Row] = []
-    # A connection each: one that was kept may be closed by its server while the next request leaves.
+    # A connection each: a server may close one that was kept while the next request leaves.
     limits = httpx.Limits(max_connections=load.streams, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
         began = time.perf_counter()
