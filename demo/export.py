@@ -198,6 +198,18 @@ def trained(run: Path) -> DemoModel:
     return model
 
 
+@torch.no_grad()
+def exported(folder: Path) -> DemoModel:
+    """The model that ``export`` wrote to ``folder``, of the sizes of today."""
+    files = sorted(folder.glob("*.safetensors"))
+    tensors = {name: value for file in files for name, value in load_file(file).items()}
+    vocab_size = len(tensors["language_model.model.embed_tokens.weight"])
+    model = DemoModel(DemoShape(vocab_size=vocab_size))
+    for name, value in hub_tensors(model):
+        value.copy_(tensors[name])
+    return model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.export", description=__doc__)
     parser.add_argument("run", type=Path)

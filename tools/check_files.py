@@ -21,7 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 1 << 20
-LARGE_FILES = frozenset({"src/mserve/demo/model-00001-of-00001.safetensors"})
+LARGE_FILES = frozenset(
+    {"src/mserve/demo/model-00001-of-00001.safetensors", "demo/draft/checkpoint/model.safetensors"}
+)
 
 _PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
 

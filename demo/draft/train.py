@@ -1,6 +1,6 @@
 """Trains a draft on the hidden states of a trained demo model.
 
-    python -m demo.draft.train RUN OUT --tokens 6     # millions
+    python -m demo.draft.train RUN OUT --tokens 2.5   # millions
 
 RUN is a folder that ``demo.train`` wrote; OUT gets the draft in the published layout, after lines
 that tell how many of its guesses the model would have taken. The samples are of the kinds that the
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.draft.train", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--tokens", type=float, default=6.0, help="millions to train on")
+    parser.add_argument("--tokens", type=float, default=2.5, help="millions to train on")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)

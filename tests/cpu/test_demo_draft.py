@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +16,14 @@ from demo.data import tokenizer
 from demo.draft.export import export_draft, load_draft
 from demo.draft.model import Draft, DraftShape, rotated
 from demo.draft.train import STEPS, acceptance, draft_vocabulary, guesses, teach
+from demo.export import exported
 from demo.model import DemoModel
 from demo.shape import DemoShape
+from mserve.checkpoint import DEMO, checkpoint_folder
 
 SHAPE = DraftShape(vocab_size=50, taps=(0, 1, 3))
 NUM_TOKENS = 9
+FLOOR = 0.7  # of first guesses of the shipped draft
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +144,15 @@ def test_no_guess_sees_the_token_it_aims_at():
     for step in range(STEPS):
         assert torch.equal(before.losses[step], after.losses[step])
     assert not torch.equal(before.losses[0], seen.losses[0])
+
+
+def test_the_shipped_draft_is_taken_by_the_shipped_model():
+    """And less often when it reads the residual streams one layer off, as loaders that disagree on
+    what the numbers mean would have it."""
+    target = exported(checkpoint_folder(DEMO))
+    batches = held_out_batches(1, 3, 400)
+    draft = load_draft(Path(__file__).parents[2] / "demo" / "draft" / "checkpoint")
+    taken = acceptance(draft, target, batches)
+    assert taken[0] > FLOOR
+    draft.shape = replace(draft.shape, taps=tuple(tap + 1 for tap in draft.shape.taps))
+    assert acceptance(draft, target, batches)[0] < taken[0] - 0.1
