@@ -120,7 +120,7 @@ def test_a_draft_learns_what_its_target_says(capsys):
     before = right()
     teach(draft, target, 30_000, seed=0)
     assert before < 0.02
-    assert right() > 0.04
+    assert right() > before + 0.015
     assert "tokens a pass" in capsys.readouterr().out
     assert acceptance(draft, target, batches) == [0.0] * STEPS  # it never says what the texts say
 
