@@ -10,7 +10,6 @@ cache and is not counted, so with enough memory neither waits for a disk.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from record import command, commit, machine
+from record import publish
 
 from mserve.checkpoint import Checkpoint, open_checkpoint
 from mserve.models import build_model
@@ -40,20 +39,12 @@ def main() -> None:
         loaded = timed_rate(lambda: load_all(checkpoint), weight_bytes(checkpoint))
         rows.append({"round": number, "read_bytes_per_s": read, "load_bytes_per_s": loaded})
         sys.stderr.write(f"round {number + 1} of {options.rounds} done\n")
-    report = {
-        "commit": commit(),
-        "command": command(),
-        "machine": machine(),
-        "weight_bytes": weight_bytes(checkpoint),
-        "medians": {
-            name: statistics.median(row[name] for row in rows)
-            for name in ("read_bytes_per_s", "load_bytes_per_s")
-        },
-        "rows": rows,
+    medians = {
+        name: statistics.median(row[name] for row in rows)
+        for name in ("read_bytes_per_s", "load_bytes_per_s")
     }
-    print(json.dumps(report["medians"], indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    content = {"weight_bytes": weight_bytes(checkpoint), "medians": medians, "rows": rows}
+    publish(content, options.out)
 
 
 def parse() -> argparse.Namespace:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import ENVIRONMENT, command, commit, machine
+from record import ENVIRONMENT, publish
 
 from mserve.checkpoint import is_expert, open_checkpoint
 from mserve.core import SamplingParams
@@ -58,16 +58,8 @@ def main() -> None:
             if options.llama_bench:
                 rows.append({"round": number, "engine": "llama.cpp", **llama(options)})
             sys.stderr.write(f"round {number + 1} of {options.rounds} done\n")
-    report = {
-        "commit": commit(),
-        "command": command(),
-        "machine": machine(),
-        **medians(rows, active_weight_bytes(options.checkpoint)),
-        "rows": rows,
-    }
-    print(json.dumps(report["medians"], indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    content = {**medians(rows, active_weight_bytes(options.checkpoint)), "rows": rows}
+    publish(content, options.out)
 
 
 def parse() -> argparse.Namespace:

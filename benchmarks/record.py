@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,3 +61,11 @@ def command() -> str:
 def without_folders(word: str) -> str:
     """A path's last part: where a file lay on this machine says nothing elsewhere."""
     return re.sub(r"(?:/[\w.-]+)+/", "", word)
+
+
+def publish(content: dict[str, Any], out: Path | None) -> None:
+    """Print the ``medians`` of a measurement, and write all of it to ``out`` with what it names."""
+    print(json.dumps(content["medians"], indent=1))
+    if out is not None:
+        named = {"commit": commit(), "command": command(), "machine": machine()}
+        out.write_text(json.dumps({**named, **content}, indent=1) + "\n")

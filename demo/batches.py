@@ -107,18 +107,15 @@ def batched(sequences: Sequence[TrainingSequence]) -> list[Batch]:
     those leaves the others to the rest."""
     groups: list[list[TrainingSequence]] = []
     for one in sorted(sequences, key=lambda one: -len(one.token_ids)):
-        if (
-            not groups
-            or _filled(groups[-1]) + _rounded(len(groups[-1][0].token_ids)) > _BATCH_TOKENS
-        ):
+        if not groups or _is_full(groups[-1]):
             groups.append([])
         groups[-1].append(one)
     return [_batch(group) for group in groups]
 
 
-def _filled(group: list[TrainingSequence]) -> int:
-    """Tokens of a batch of ``group``, whose first sequence is the longest."""
-    return len(group) * _rounded(len(group[0].token_ids))
+def _is_full(group: list[TrainingSequence]) -> bool:
+    """Whether one more sequence would be too many; the first is the longest."""
+    return _rounded(len(group[0].token_ids)) * (len(group) + 1) > _BATCH_TOKENS
 
 
 def teaching_queries(batch: Batch) -> Tensor:

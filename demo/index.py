@@ -39,8 +39,7 @@ class BlockIndex(nn.Module):
     def forward(self, hidden: Tensor, query: Tensor, key: Tensor, run: Pass) -> Tensor | None:
         """The chosen blocks [B, G, N, blocks] (bool), or None where all are visible. Adds to
         ``run.index_losses`` if the pass has queries that teach."""
-        fits = hidden.shape[1] <= self.shape.topk_blocks * BLOCK_TOKENS
-        selects = run.sparse and not fits and run.all_seen_from is None
+        selects = run.sparse and hidden.shape[1] > self.shape.topk_blocks * BLOCK_TOKENS
         if not selects and run.index_queries is None:
             return None
         index_query, index_key = self._heads(hidden.detach(), run)

@@ -156,7 +156,7 @@ class Worker:
         total_tokens = sum(batch.token_ids.numel() for batch in batches)
         while (number := self.shared.take(len(batches))) is not None:
             batch = batches[number]
-            run = self._begin(batch, sparse=sparse)
+            run = self._begin(batch, sparse=sparse and not batch.is_long)
             if batch.token_ids.shape[1] > 2 * BLOCK_TOKENS:
                 run.index_queries = teaching_queries(batch)
             if batch.is_long:

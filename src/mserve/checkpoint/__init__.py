@@ -1,7 +1,7 @@
 """Reading what a checkpoint says of itself, without torch: config keys, tensor names, headers."""
 
 from mserve.checkpoint.config import parse_config, read_sampling_defaults, read_spec
-from mserve.checkpoint.folder import DEMO, checkpoint_folder
+from mserve.checkpoint.folder import DEMO, check_is_folder, checkpoint_folder
 from mserve.checkpoint.formats import (
     STORED_AS,
     check_formats,
@@ -49,6 +49,7 @@ __all__ = [
     "TensorSource",
     "WeightFormat",
     "check_formats",
+    "check_is_folder",
     "check_ranks",
     "checkpoint_folder",
     "convert_on_load",

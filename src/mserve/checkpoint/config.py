@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from mserve.checkpoint.folder import check_is_folder
 from mserve.checkpoint.keys import Keys, read_json
 from mserve.checkpoint.minimax_m2 import read_minimax_m2
 from mserve.checkpoint.minimax_m3 import read_minimax_m3
@@ -43,11 +44,7 @@ _READERS_OF_TYPE: dict[str, Callable[[Keys], ModelSpec]] = {
 def read_spec(path: str | Path) -> ModelSpec:
     """The model that ``path``/config.json describes; ``CheckpointError`` names file and key."""
     folder = Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder} is not a folder",
-            hint="give the folder of a downloaded checkpoint; mserve downloads nothing",
-        )
+    check_is_folder(folder)
     spec = _spec(read_json(folder / CONFIG_FILE))
     description = folder / DESCRIPTION_FILE
     if description.is_file():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mserve.core import CheckpointError
+
 DEMO = "demo"
 _DEMO_FOLDER = Path(__file__).resolve().parents[1] / "demo"
 
@@ -15,3 +17,12 @@ def checkpoint_folder(name: str) -> Path:
     if name == DEMO and not (folder / "config.json").exists():
         return _DEMO_FOLDER
     return folder
+
+
+def check_is_folder(folder: Path) -> None:
+    """``CheckpointError`` for a path where no folder is."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is not a folder",
+            hint="give the folder of a downloaded checkpoint; mserve downloads nothing",
+        )

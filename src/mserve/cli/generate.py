@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
-from mserve.checkpoint import checkpoint_folder, open_checkpoint
+from mserve.checkpoint import check_is_folder, open_checkpoint
+from mserve.cli.arguments import CheckpointFolder
 from mserve.cli.serve_checks import check_fits, parse_bytes
 from mserve.core import (
     CacheConfig,
@@ -35,14 +36,7 @@ Prompt = str | list[int]
 
 
 def generate(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CHECKPOINT",
-            parser=checkpoint_folder,
-            help="Folder of the checkpoint. `demo` is a small one that comes with mserve.",
-        ),
-    ],
+    checkpoint: CheckpointFolder,
     prompts: Annotated[
         Path,
         typer.Option(
@@ -108,8 +102,7 @@ def generate(
     ] = None,
 ) -> None:
     """Continue prompts offline. Each answer is {text, token_ids, finish_reason, logprobs}."""
-    if not checkpoint.is_dir():
-        raise SetupError(f"{checkpoint} is not a folder", hint="give the folder of a checkpoint")
+    check_is_folder(checkpoint)
     wanted = read_prompts(prompts)
     check_writable(output)
     block_bytes = parse_bytes(kv_cache_memory_bytes)

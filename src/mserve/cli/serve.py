@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mserve.checkpoint import checkpoint_folder, open_checkpoint
+from mserve.checkpoint import open_checkpoint
+from mserve.cli.arguments import CheckpointFolder
 from mserve.cli.serve_checks import check_fits, choose_dialect, parse_bytes
 from mserve.core import (
     BLOCK_TOKENS,
@@ -41,14 +42,7 @@ _HTTP, _CHAT, _MODEL, _MEMORY, _WORK = "HTTP", "Chat", "Model", "Memory", "Work"
 
 
 def serve(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CHECKPOINT",
-            parser=checkpoint_folder,
-            help="Folder of the checkpoint. `demo` is a small one that comes with mserve.",
-        ),
-    ],
+    checkpoint: CheckpointFolder,
     host: Annotated[
         str, _option("--host", help="Address to listen on.", rich_help_panel=_HTTP)
     ] = "127.0.0.1",
