@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from demo.data.render import TOKENIZER_FILES
 from demo.model import DemoModel
 from demo.shape import BLOCK_TOKENS, DemoShape
 from mserve.checkpoint import NewTensor, write_shards
 
-_TOKENIZER = Path(__file__).parent / "tokenizer"
 _MAX_SHARD_BYTES = 1 << 30
 _BYTES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -35,7 +35,7 @@ def export(model: DemoModel, out: Path, dtype: torch.dtype = torch.bfloat16) -> 
     tensors = [_new_tensor(name, value, dtype) for name, value in hub_tensors(model)]
     write_shards(out, tensors, _MAX_SHARD_BYTES, lambda done, total: None)
     for name in ("tokenizer.json", "chat_template.jinja"):
-        (out / name).write_bytes((_TOKENIZER / name).read_bytes())
+        (out / name).write_bytes((TOKENIZER_FILES / name).read_bytes())
     ids = special_ids()
     _write(out / "tokenizer_config.json", _tokenizer_config(model.shape))
     _write(out / "generation_config.json", _generation_config(ids))
@@ -148,7 +148,9 @@ def _text_config(shape: DemoShape, ids: dict[str, int], dtype: str) -> dict[str,
 
 def special_ids() -> dict[str, int]:
     """The ids that begin and end a text, read from the tokenizer."""
-    added = json.loads((_TOKENIZER / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    added = json.loads((TOKENIZER_FILES / "tokenizer.json").read_text(encoding="utf-8"))[
+        "added_tokens"
+    ]
     ids = {token["content"]: token["id"] for token in added}
     return {"bos_token_id": ids["]~!b["], "eos_token_id": ids["[e~["]}
 

@@ -3,7 +3,7 @@
     ]~!b[ ... ]~b]user ...[e~[ \n ]~b]ai \n <mm:think> 7 + 5 ... </mm:think> 12 [e~[ \n
     mask 0 ......................................... 1 ........................... 1  0
 
-The mask is 1 on what the model must produce: every assistant's turn with its end, but not what
+The mask is 1 on what the model must produce: an assistant's turn with its end, but not what
 the template opens for it (``<mm:think>`` when enabled, ``</mm:think>`` when disabled). Knows the
 template and the tokenizer; does not know skills.
 """
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from demo.data.conversation import Conversation, Message
 from mserve.text import ByteLevelTokenizer, JinjaChatTemplate, by_name, normalised, plan_thinking
 
-TOKENIZER_FILES = Path(__file__).resolve().parents[1] / "tokenizer"
+TOKENIZER_FILES = Path(__file__).resolve().parents[2] / "src" / "mserve" / "demo"
 _DIALECT = by_name("minimax_m3")
 _SPECIAL = {"bos_token": "]~!b[", "eos_token": "[e~[", "pad_token": "]!p~[", "unk_token": "]!d~["}
 
@@ -86,12 +86,13 @@ def rendered(
 def _mask(ids: list[int], conversation: Conversation) -> list[int]:
     begin, end, opened = _turn_marks(conversation.mode)
     mask = [0] * len(ids)
-    start = _find(ids, begin, 0)
+    start, number = _find(ids, begin, 0), 0
     while start is not None:
         first = start + len(begin) + opened
         last = ids.index(end, first)
-        mask[first : last + 1] = [1] * (last + 1 - first)
-        start = _find(ids, begin, last)
+        if number >= conversation.given_turns:
+            mask[first : last + 1] = [1] * (last + 1 - first)
+        start, number = _find(ids, begin, last), number + 1
     return mask
 
 

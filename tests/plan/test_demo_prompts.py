@@ -12,6 +12,7 @@ import pytest
 from demo.data import SKILLS, Conversation, held_out_conversation, prompt_of, tokenizer
 from demo.data.render import TOKENIZER_FILES
 from demo.suites import case_of
+from demo.tokenizer import template_source
 from mserve.core import SamplingParams
 from mserve.server import ServerConfig, Service, TextTools
 from mserve.server.chat.request import chat_turn
@@ -46,6 +47,10 @@ def server_prompt(service: Service, conversation: Conversation) -> list[int]:
     prepared = asyncio.run(prepare(service, READY, turn))
     assert not prepared.ignored and not prepared.warnings
     return prepared.prompt.token_ids
+
+
+def test_the_template_is_the_family_s() -> None:
+    assert (TOKENIZER_FILES / "chat_template.jinja").read_text() == template_source()
 
 
 @pytest.mark.parametrize("skill", SKILLS)

@@ -1,6 +1,6 @@
 """Makes the tokenizer and the chat template of the demo model.
 
-    python -m demo.tokenizer.train      writes tokenizer.json and chat_template.jinja here
+    python -m demo.tokenizer      writes both beside the weights in the package
 
 A byte-level BPE learned from generated examples, every digit and every Chinese character a token
 of its own: then a number is its digits wherever it stands, and a city keeps its tokens whatever
@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from demo.data import copying, known
 from demo.data.draw import Draw
 from demo.data.mixture import SKILLS
+from demo.data.render import TOKENIZER_FILES
 from mserve.toy.shape import NUM_SPECIAL_TOKENS
 from mserve.toy.tokenizer import add_family_tokens, chat_template
 
@@ -33,10 +33,9 @@ _IDENTITY = "a demo model in the shape of MiniMax-M3"
 
 
 def main() -> None:
-    folder = Path(__file__).parent
-    (folder / "chat_template.jinja").write_text(template_source(), encoding="utf-8")
+    (TOKENIZER_FILES / "chat_template.jinja").write_text(template_source(), encoding="utf-8")
     text = trained().to_str(pretty=True) + "\n"
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    (TOKENIZER_FILES / "tokenizer.json").write_text(text, encoding="utf-8")
 
 
 def template_source() -> str:
