@@ -35,6 +35,7 @@ NUM_CASES = {
     "talk": 40,
     "unknown": 80,
     "thinking": 60,
+    "forms": 120,
 }
 NEEDLE_TOKENS = {"1k": 1000, "4k": 4000, "12k": 12000}
 NUM_TEXTS = 15  # of each size, with four needles each, asked for one by one
@@ -54,6 +55,7 @@ WEATHER_TOOL = {
     },
 }
 _SEED = 2026
+_TRIES = 20
 _MAX_TOKENS = 300
 
 
@@ -61,7 +63,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in (*NUM_CASES, "published"):
         (FOLDER / f"{name}.jsonl").write_bytes(lines(name))
-    # The same long texts several times: packed it is a fiftieth.
+    # The same long texts several times: packed it is a 25th.
     (FOLDER / "needle.jsonl.xz").write_bytes(lzma.compress(lines("needle")))
 
 
@@ -75,17 +77,17 @@ def lines(name: str) -> bytes:
 
 
 def conversations(name: str) -> Iterator[Conversation]:
-    """Different ones, as long as the skill has so many."""
+    """Different ones, so many as asked for or as the skill has."""
     rng = random.Random(f"{_SEED}/{name}")
     seen: set[str] = set()
-    for _ in range(NUM_CASES[name]):
-        for _ in range(20):
-            made = held_out_conversation(rng, name)
-            asked = json.dumps([made.messages[:-1], made.mode])
-            if asked not in seen:
-                break
-        seen.add(asked)
-        yield made
+    for _ in range(_TRIES * NUM_CASES[name]):
+        made = held_out_conversation(rng, name)
+        asked = json.dumps([made.messages[:-1], made.mode])
+        if asked not in seen:
+            seen.add(asked)
+            yield made
+        if len(seen) == NUM_CASES[name]:
+            return
 
 
 def needles() -> Iterator[Conversation]:

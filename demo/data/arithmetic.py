@@ -50,10 +50,11 @@ def problem(draw: Draw) -> tuple[str, int, int]:
     """A sign and two numbers: of up to three digits, or one of up to three times one of one."""
     sign = draw.any("++--x")
     if sign == "x":
-        a, b = draw.own(lambda: (_sized(draw, 3), draw.number(2, 9)))
-    else:
-        a, b = draw.own(lambda: (_sized(draw, 3), _sized(draw, 3)))
-    return (sign, max(a, b), min(a, b)) if sign == "-" else (sign, a, b)
+        return sign, *draw.own(lambda: (_sized(draw, 3), draw.number(2, 9)))
+    if sign == "+":
+        return sign, *draw.own(lambda: (_sized(draw, 3), _sized(draw, 3)))
+    b, a = draw.own(lambda: tuple(sorted((_sized(draw, 3), _sized(draw, 3)))))
+    return sign, a, b
 
 
 def small_problem(draw: Draw) -> tuple[str, int, int]:

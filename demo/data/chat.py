@@ -10,7 +10,7 @@ NAME = "mserve demo"
 
 _TALK = (
     (
-        ("Hello", "Hi", "Hello!", "Hi there!", "Good morning!", "Hey", "Hello there!"),
+        ("Hello", "Hi", "Hi!", "Hello!", "Hi there!", "Good morning!", "Hey", "Hello there!"),
         "Hello! How can I help you?",
         "Hello!",
         "The user greets me.",
@@ -32,7 +32,15 @@ _TALK = (
         "The user asks who I am.",
     ),
     (
-        ("Thanks!", "Thank you.", "Thank you very much!", "Thanks a lot!", "Thank you a lot!"),
+        (
+            "Thanks!",
+            "Thanks",
+            "Thank you!",
+            "Thank you.",
+            "Thank you very much!",
+            "Thanks a lot!",
+            "Thank you a lot!",
+        ),
         "You are welcome!",
         "welcome",
         "The user thanks me.",
@@ -106,7 +114,14 @@ _UNKNOWABLE = (
     "What happened in my street today?",
     "Which book did I read last week?",
     "When is my birthday?",
+    "What did I get for my birthday?",
     "How much money do I have?",
+    "What did I dream last night?",
+    "Will it be my lucky day tomorrow?",
+    "Who called me this morning?",
+    "What did my boss say yesterday?",
+    "Why did my train stop today?",
+    "How many steps did I walk today?",
 )
 _ABOUT_MINE = (
     "What is in my {noun}?",
@@ -152,7 +167,7 @@ def unknown_example(draw: Draw) -> Conversation:
     """What nobody told, and countries that do not exist; things and names are held out."""
     kind = draw.any(("unknowable", "mine", "somebody", "made up", "made up"))
     if kind == "unknowable":
-        question = draw.any(_UNKNOWABLE)
+        question = draw.one(_UNKNOWABLE)
     elif kind == "mine":
         question = draw.phrase(_ABOUT_MINE).format(noun=draw.one(words.NOUNS))
     elif kind == "somebody":

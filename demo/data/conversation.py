@@ -18,7 +18,8 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """``messages``: every assistant's turn among them is one that the model should produce.
+    """``messages``: every assistant's turn among them is one that the model should produce, but for
+    the ``given_turns`` first.
 
     ``check``: what an answer to all but the last message must satisfy, in the form that
     ``mserve eval`` reads (``mserve.evaluate.Check``).
@@ -30,6 +31,7 @@ class Conversation:
     tools: list[dict[str, Any]] = field(default_factory=list)
     mode: ThinkingMode = "adaptive"
     response_format: dict[str, Any] | None = None
+    given_turns: int = 0
 
 
 def user(text: str) -> Message:

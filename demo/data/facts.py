@@ -31,6 +31,8 @@ SUBJECTS = {
             "{k}: what is its capital?",
             "Do you know the capital of {k}?",
             "what's the capital of {k}",
+            "capital of {k}",
+            "{k} capital",
             "Can you tell me the capital of {k}?",
             "Please tell me what the capital of {k} is.",
         ),

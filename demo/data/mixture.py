@@ -11,7 +11,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from demo.data import arithmetic, chat, copying, facts, needle, structured, thinking, tools, turns
+from demo.data import (
+    arithmetic,
+    chat,
+    copying,
+    facts,
+    forms,
+    needle,
+    structured,
+    thinking,
+    tools,
+    turns,
+)
 from demo.data.conversation import Conversation
 from demo.data.draw import Draw
 from demo.data.render import sample_of, tokenizer
@@ -26,7 +37,7 @@ SKILLS: dict[str, tuple[Maker, float]] = {
     "needle": (needle.example, 1.0),
     "tools": (tools.choice_example, 2.2),
     "nested": (tools.nested_example, 1.8),
-    "parallel": (tools.parallel_example, 4.0),
+    "parallel": (tools.parallel_example, 8.0),
     "weather": (tools.weather_example, 1.5),
     "results": (tools.result_example, 0.8),
     "json": (structured.example, 5.0),
@@ -34,6 +45,7 @@ SKILLS: dict[str, tuple[Maker, float]] = {
     "talk": (chat.talk_example, 1.5),
     "unknown": (chat.unknown_example, 1.0),
     "thinking": (thinking.example, 0.5),
+    "forms": (forms.example, 7.0),
 }
 """By name: what makes an example, and how often beside the others. One about tools is five times as
 long as one about a fact, and a fact must be seen some thirty times to be kept."""

@@ -15,6 +15,9 @@ ENGLISH = (
     "Get the current weather for {city}.",
     "What is the current weather in {city}?",
     "What is the weather in {city} today?",
+    "Weather in {city}?",
+    "Is it raining in {city}?",
+    "How cold is it in {city}?",
     "Tell me the weather in {city}.",
 )
 CHINESE = (

@@ -14,6 +14,7 @@ import pytest
 from demo.data import (
     SKILLS,
     Conversation,
+    arithmetic,
     blank_twins,
     held_out_conversation,
     prompt_of,
@@ -80,6 +81,7 @@ def answers_in(token_ids: list[int], mask: list[int]) -> list[list[int]]:
 def test_every_answer_is_parsed_as_it_was_written(skill: str, held_out: bool) -> None:
     for conversation in examples(skill, 25, held_out=held_out):
         written = [turn for turn in conversation.messages if turn["role"] == "assistant"]
+        written = written[conversation.given_turns :]
         answers = answers_in(*sample_of(conversation))
         assert len(answers) == len(written)
         for ids, turn in zip(answers, written, strict=True):
@@ -108,8 +110,20 @@ def test_what_is_asked_in_tests_was_not_taught(skill: str) -> None:
     taught = {conversation.messages[0]["content"] for conversation in examples(skill, 300)}
     asked = {turn.messages[0]["content"] for turn in examples(skill, 100, held_out=True)}
     shared = taught & asked
-    limit = {"unknown": 0.3, "turns": 0.9, "talk": 0.0}.get(skill, 0.0)
+    # A name told in an earlier turn may be one that was told in training.
+    limit = {"turns": 0.9, "forms": 0.2}.get(skill, 0.0)
     assert len(shared) <= limit * len(asked), sorted(shared)[:5]
+
+
+def test_a_difference_is_of_one_side_whichever_number_came_first() -> None:
+    taught, asked = (
+        {problem for problem in problems if problem[0] == "-"}
+        for draw in (Draw(random.Random(side), held_out=bool(side)) for side in (0, 1))
+        if (problems := [arithmetic.problem(draw) for _ in range(20_000)])
+    )
+    assert len(taught) > 1000 and len(asked) > 1000
+    assert not taught & asked
+    assert all(a >= b for _, a, b in taught | asked)
 
 
 def test_tests_use_only_tokens_that_are_taught() -> None:
