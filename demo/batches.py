@@ -64,7 +64,7 @@ class Batch:
     targets: Tensor  # [R]
     weights: Tensor  # [R]
     skills: Tensor  # [R] numbers of skills
-    answers: Tensor  # [R] numbers of answers, counted through the batch
+    samples: Tensor  # [R] numbers of samples, counted through the batch
     is_long: bool = False  # attention to what is near is enough for all but its questions
 
 
@@ -226,18 +226,18 @@ def _rounded(length: int) -> int:
 def _batch(group: list[TrainingSequence]) -> Batch:
     length = _rounded(max(len(one.token_ids) for one in group))
     token_ids = torch.zeros(len(group), length, dtype=torch.long)
-    rows, weights, skills, answers = [], [], [], []
-    num_answers = 0
+    rows, weights, skills, samples = [], [], [], []
+    num_samples = 0
     for number, one in enumerate(group):
         token_ids[number, : len(one.token_ids)] = torch.tensor(one.token_ids)
         for piece in one.pieces:
             places = [place for place in range(piece.start, piece.end) if one.mask[place]]
             rows += [number * length + place - 1 for place in places]
-            # A long answer weighs more than a short one, but not by its length.
+            # A sample with much to answer weighs more than one with little, but not by its length.
             weights += [len(places) ** -0.5] * len(places)
             skills += [SKILL_NAMES.index(piece.skill)] * len(places)
-            answers += [num_answers] * len(places)
-            num_answers += 1
+            samples += [num_samples] * len(places)
+            num_samples += 1
     row_ids = torch.tensor(rows)
     return Batch(
         token_ids,
@@ -245,5 +245,5 @@ def _batch(group: list[TrainingSequence]) -> Batch:
         token_ids.flatten()[row_ids + 1],
         torch.tensor(weights),
         torch.tensor(skills),
-        torch.tensor(answers),
+        torch.tensor(samples),
     )

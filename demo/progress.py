@@ -16,23 +16,23 @@ class Tally:
     """Sums over batches, in shared memory. The caller holds a lock where several count."""
 
     def __init__(self, num_skills: int) -> None:
-        # Per skill: sum of losses, tokens, right answers, answers.
+        # Per skill: sum of losses, tokens, right samples, samples.
         self.skills = torch.zeros(num_skills, 4).share_memory_()
         self.index = torch.zeros(2).share_memory_()  # sum of the index branch's losses, how many
 
     def count(
         self, batch: Batch, losses: Tensor, logits: Tensor, index_losses: Sequence[Tensor]
     ) -> None:
-        """Add the answers of ``batch``; an answer is right if all its tokens are the likeliest."""
+        """Add the samples of ``batch``; right is one whose answers are the likeliest throughout."""
         losses, wrong = losses.detach(), (logits.argmax(-1) != batch.targets).float()
         self.skills[:, 0].index_add_(0, batch.skills, losses)
         self.skills[:, 1].index_add_(0, batch.skills, torch.ones_like(losses))
-        num_answers = int(batch.answers[-1]) + 1
-        errors = torch.zeros(num_answers).index_add_(0, batch.answers, wrong)
-        skills = torch.zeros(num_answers, dtype=torch.long)
-        skills[batch.answers] = batch.skills
+        num_samples = int(batch.samples[-1]) + 1
+        errors = torch.zeros(num_samples).index_add_(0, batch.samples, wrong)
+        skills = torch.zeros(num_samples, dtype=torch.long)
+        skills[batch.samples] = batch.skills
         self.skills[:, 2].index_add_(0, skills, (errors == 0).float())
-        self.skills[:, 3].index_add_(0, skills, torch.ones(num_answers))
+        self.skills[:, 3].index_add_(0, skills, torch.ones(num_samples))
         for loss in index_losses:
             self.index += torch.tensor([float(loss.detach()), 1.0])
 

@@ -2,8 +2,8 @@
 
     python -m demo.suites
 
-All are from the held-out side of the generators: none was taught. The same seed gives the same
-bytes, so a change of what is asked shows in review.
+All are from the held-out side of the generators, but for the published questions, which are taught
+word for word. The same seed gives the same bytes, so a change of what is asked shows in review.
 """
 
 from __future__ import annotations
