@@ -25,7 +25,7 @@ from mserve.matcher import Vocabulary
 from mserve.models import build_model
 from mserve.parallel import Groups
 from mserve.runner import Runner
-from mserve.weights import Converting, Piece, load
+from mserve.weights import Piece, load
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +119,7 @@ def touch_weights(pieces: Iterable[Piece]) -> None:
     A matrix of several parts that is read as one, as queries, keys and values are, is split a
     little differently from its parts, and that little of it is read from another node."""
     for piece in pieces:
-        kept = piece.destination
-        for tensor in kept.stores if isinstance(kept, Converting) else (kept,):
+        for tensor in piece.stores:
             native.touch_rows(tensor)
 
 

@@ -70,6 +70,10 @@ class _Zeros:
     shape: tuple[int, ...]
     name: str
 
+    @property
+    def stores(self) -> tuple[torch.Tensor, ...]:
+        return ()
+
     def __getitem__(self, rows: slice) -> Self:
         return type(self)((len(range(*rows.indices(self.shape[0]))), *self.shape[1:]), self.name)
 
