@@ -25,6 +25,7 @@ _DTYPES = {
     "I8": "int8",
     "U8": "uint8",
     "I32": "int32",
+    "I64": "int64",
 }
 _FORMAT_NAMES = {name: spelled for spelled, name in _DTYPES.items()}
 _MAX_HEADER_BYTES = 256 << 20

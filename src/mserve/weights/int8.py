@@ -59,10 +59,11 @@ class Int8Weight(PackedWeight):
             yield zero_offset(part)
 
 
-def zero_offset(part: Part) -> Piece:
+def zero_offset(part: Part, *, optional: bool = False) -> Piece:
     """Reads the offsets of a matrix, only to refuse those that are not zero."""
     name = f"{part.source}_offset"
-    return Piece(_Zeros((part.num_rows, 1), name), name, (part.rows, slice(0, 1)))
+    rows = (part.rows, slice(0, 1))
+    return Piece(_Zeros((part.num_rows, 1), name), name, rows, optional=optional)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,12 +36,14 @@ class Piece:
     ``source`` is a tensor's hub name without ``language_model.``; ``source_slice`` has one slice
     per dimension of that tensor, and the shapes are then equal. The dtype is the destination's.
     A destination may want its rows a multiple of ``rows_together`` at a time, all but the last.
+    An ``optional`` piece is left out where the checkpoint has no such tensor.
     """
 
     destination: Destination
     source: str
     source_slice: tuple[slice, ...]
     rows_together: int = 1
+    optional: bool = False
 
     @property
     def stores(self) -> tuple[torch.Tensor, ...]:
