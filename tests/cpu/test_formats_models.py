@@ -137,6 +137,24 @@ def test_a_quantized_checkpoint_holds_what_the_oracle_says(
     assert other_files <= {file.name for file in (toys / f"{arch}-{kind}").iterdir()}
 
 
+@pytest.mark.parametrize("kind", ["mxfp8", "int8"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_quantized_checkpoint_declares_its_own_format_only(
+    toys: Path, tmp_path: Path, kind: Any, nested: bool
+) -> None:
+    """Whatever a plain input declared, at either place of its config."""
+    plain = Path(shutil.copytree(toys / "m3", tmp_path / "plain"))
+    config = json.loads((plain / "config.json").read_text())
+    part = config["text_config"] if nested else config
+    part["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (plain / "config.json").write_text(json.dumps(config))
+    quantize_checkpoint(plain, tmp_path / "out", kind)
+    for name in ("config.json", "quant_model_description.json"):
+        file, usual = tmp_path / "out" / name, toys / f"m3-{kind}" / name
+        assert file.exists() == usual.exists()
+        assert not file.exists() or json.loads(file.read_text()) == json.loads(usual.read_text())
+
+
 @pytest.mark.parametrize("arch", ["m2", "m3"])
 @pytest.mark.parametrize("kind", FORMATS)
 def test_converting_on_load_equals_a_quantized_checkpoint(
