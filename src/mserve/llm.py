@@ -102,7 +102,6 @@ class LLM:
             scheduler=SchedulerConfig(
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
-                max_waiting=_MAX_WAITING,
             ),
             parallel=ParallelConfig(
                 tensor_parallel_size=tensor_parallel_size,
@@ -112,7 +111,20 @@ class LLM:
             deterministic=deterministic,
             num_threads=num_threads,
         )
-        self._started = start(config, report)
+        self._start(config, report)
+
+    @classmethod
+    def of(
+        cls, config: EngineConfig, report: Callable[[Loading], None] = lambda loading: None
+    ) -> Self:
+        """One that runs by ``config``, but for ``max_waiting``: here nobody is turned away."""
+        llm = cls.__new__(cls)
+        llm._start(config, report)
+        return llm
+
+    def _start(self, config: EngineConfig, report: Callable[[Loading], None]) -> None:
+        scheduler = msgspec.structs.replace(config.scheduler, max_waiting=_MAX_WAITING)
+        self._started = start(msgspec.structs.replace(config, scheduler=scheduler), report)
         self._engine = self._started.engine
         self._tokenizer = load_tokenizer(self._started.checkpoint.path)
         self._num_requests = 0

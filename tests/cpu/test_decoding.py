@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mserve.checkpoint import open_checkpoint
 from mserve.core import (
     CacheConfig,
     EngineConfig,
@@ -84,7 +85,7 @@ def test_a_request_has_the_same_bits_alone_and_in_any_batch(arch, tmp_path):
 )
 def test_deterministic_is_promised_only_where_it_holds(checkpoint, change, reason):
     config = EngineConfig(model=ModelConfig(path=str(checkpoint)), deterministic=True, **change)
-    start = (config, torch.device("cpu"), 1)
+    start = (config, open_checkpoint(checkpoint), torch.device("cpu"), 1)
     if reason is None:
         assert use_threads(*start).batch_invariant
     else:
@@ -96,7 +97,7 @@ def test_deterministic_is_refused_without_native_kernels(checkpoint, monkeypatch
     monkeypatch.setattr("mserve.kernels.choose.native.library", unavailable)
     config = EngineConfig(model=ModelConfig(path=str(checkpoint)), deterministic=True)
     with pytest.raises(SetupError, match="native kernels for everything"):
-        use_threads(config, torch.device("cpu"), 1)
+        use_threads(config, open_checkpoint(checkpoint), torch.device("cpu"), 1)
 
 
 def unavailable():

@@ -57,7 +57,7 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 
 @pytest.fixture(autouse=True)
 def reference() -> Iterator[None]:
-    """Only the reference reads packed caches; a test before may have chosen another."""
+    """What most tests here hold against transformers; one before may have chosen the other."""
     use_kernels("reference")
     yield
     use_kernels("reference")
@@ -135,6 +135,24 @@ def test_a_quantized_checkpoint_holds_what_the_oracle_says(
         np.testing.assert_array_equal(after[name + scales[0]].numpy(), scale)
     other_files = {"tokenizer.json", "chat_template.jinja", "generation_config.json"}
     assert other_files <= {file.name for file in (toys / f"{arch}-{kind}").iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["mxfp8", "int8"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_quantized_checkpoint_declares_its_own_format_only(
+    toys: Path, tmp_path: Path, kind: Any, nested: bool
+) -> None:
+    """Whatever a plain input declared, at either place of its config."""
+    plain = Path(shutil.copytree(toys / "m3", tmp_path / "plain"))
+    config = json.loads((plain / "config.json").read_text())
+    part = config["text_config"] if nested else config
+    part["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (plain / "config.json").write_text(json.dumps(config))
+    quantize_checkpoint(plain, tmp_path / "out", kind)
+    for name in ("config.json", "quant_model_description.json"):
+        file, usual = tmp_path / "out" / name, toys / f"m3-{kind}" / name
+        assert file.exists() == usual.exists()
+        assert not file.exists() or json.loads(file.read_text()) == json.loads(usual.read_text())
 
 
 @pytest.mark.parametrize("arch", ["m2", "m3"])
@@ -223,8 +241,9 @@ def test_int8_text_equals_transformers_with_quantized_activations(
 INPUT_SCALE, INPUT_OFFSET = 0.0625, 11.0
 
 
-def write_static(folder: Path, out: Path) -> Path:
-    """ModelSlim's usual mixture: attention static, experts dynamic."""
+def write_static(folder: Path, out: Path, *, whole: bool, packed_factors: bool) -> Path:
+    """ModelSlim's usual mixture: attention static, experts dynamic. Static matrices keep what
+    dynamic ones have if ``whole``, and with ``packed_factors`` their factors within int64."""
     shutil.copytree(folder, out)
     description = json.loads((out / "quant_model_description.json").read_text())
     for file in out.glob("*.safetensors"):
@@ -235,20 +254,34 @@ def write_static(folder: Path, out: Path) -> Path:
             tensors[f"{module}.input_offset"] = torch.tensor([INPUT_OFFSET])
             bias = -INPUT_OFFSET * packed.double().sum(-1)
             tensors[f"{module}.quant_bias"] = bias.to(torch.int32)
-            tensors[f"{module}.deq_scale"] = INPUT_SCALE * tensors[f"{name}_scale"][:, 0]
+            factors = INPUT_SCALE * tensors[f"{name}_scale"][:, 0]
+            integers = factors.view(torch.int32).long()
+            tensors[f"{module}.deq_scale"] = integers if packed_factors else factors
             description[name] = "W8A8"
+            if not whole:
+                del tensors[f"{name}_scale"], tensors[f"{name}_offset"]
         save_file(tensors, file, metadata={"format": "pt"})
     (out / "model.safetensors.index.json").unlink()
     (out / "quant_model_description.json").write_text(json.dumps(description))
     return out
 
 
-@pytest.mark.parametrize("arch", ["m2", "m3"])
+@pytest.mark.parametrize(
+    ("arch", "whole", "packed_factors"),
+    [("m2", True, False), ("m3", True, True), ("m2", False, True), ("m3", False, False)],
+)
 def test_static_int8_text_equals_transformers_with_quantized_activations(
-    toys: Path, tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch
+    toys: Path,
+    tmp_path: Path,
+    arch: str,
+    whole: bool,
+    packed_factors: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    static = write_static(toys / f"{arch}-int8", tmp_path / "static")
-    decoded_path = write_decoded(static, toys / arch, tmp_path / "decoded")
+    static = write_static(
+        toys / f"{arch}-int8", tmp_path / "static", whole=whole, packed_factors=packed_factors
+    )
+    decoded_path = write_decoded(toys / f"{arch}-int8", toys / arch, tmp_path / "decoded")
     attention = {
         values.numpy().tobytes()
         for name, values in files_of(decoded_path).items()
@@ -268,8 +301,13 @@ def test_static_int8_text_equals_transformers_with_quantized_activations(
     assert {spec.quantization.format_of(Q), spec.quantization.format} == {"int8_static", "int8"}
 
 
-def test_asymmetric_int8_is_refused(toys: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(toys / "m2-int8", tmp_path / "asymmetric"))
+@pytest.mark.parametrize("static", [False, True])
+def test_asymmetric_int8_is_refused(toys: Path, tmp_path: Path, static: bool) -> None:
+    folder = tmp_path / "asymmetric"
+    if static:
+        write_static(toys / "m2-int8", folder, whole=True, packed_factors=False)
+    else:
+        shutil.copytree(toys / "m2-int8", folder)
     (file,) = folder.glob("*.safetensors")
     tensors = load_file(file)
     tensors[f"{Q}_offset"][3] = 1.0

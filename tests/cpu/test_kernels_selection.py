@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,13 +42,15 @@ def test_top_k_counts_nan_as_never_and_signed_zeros_as_equal():
 def naive_selection(query, keys, position, topk, local, init):
     """Blocks that one token and group choose: Python loops over all tokens up to its own."""
     own = position // BLOCK_TOKENS
-    dots = (keys[: position + 1] @ query).tolist()
-    scores = {
-        block: max(dots[block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS])
-        for block in range(own + 1)
-    }
-    forced = {block for block in scores if block > own - local or block < init}
-    ranked = sorted(scores, key=lambda b: (b not in forced, -scores[b], b))
+    if own < topk:
+        return list(range(own + 1))
+    scores = {}
+    for token, dot in enumerate((keys[: position + 1] @ query).tolist()):
+        if not math.isnan(dot):
+            block = token // BLOCK_TOKENS
+            scores[block] = max(dot, scores.get(block, dot))
+    forced = {block for block in range(own + 1) if block > own - local or block < init}
+    ranked = sorted(forced | scores.keys(), key=lambda b: (b not in forced, -scores.get(b, 0), b))
     return sorted(ranked[:topk])
 
 
@@ -60,8 +64,11 @@ def naive_selection(query, keys, position, topk, local, init):
     local=st.integers(0, 2),
     init=st.integers(0, 1),
     ties=st.booleans(),
+    nans=st.sampled_from([0.0, 0.002, 0.995]),
 )
-def test_selection_matches_plain_python(seed, starts, length, groups, topk, local, init, ties):
+def test_selection_matches_plain_python(
+    seed, starts, length, groups, topk, local, init, ties, nans
+):
     random = generator(seed)
     width, topk = 4, max(topk, local + init)
     num_blocks = (max(starts) + length - 1) // BLOCK_TOKENS + 1
@@ -74,6 +81,7 @@ def test_selection_matches_plain_python(seed, starts, length, groups, topk, loca
         plane = torch.randn((table.numel(), 1, BLOCK_TOKENS, width), generator=random)
         query = torch.randn((len(starts), length, groups, width), generator=random)
     plane, query = plane.float(), query.float()
+    plane[torch.rand(plane.shape[:3], generator=random) < nans] = torch.nan
     positions = torch.tensor(starts)[:, None] + torch.arange(length)
     chosen = select_blocks(
         query, plane, table, positions, topk_blocks=topk, local_blocks=local, init_blocks=init

@@ -179,6 +179,40 @@ def test_selection_is_the_reference_s(each_isa, seed, dtype, shape, topk, local,
     assert torch.equal(chosen, expected) or only_near_ties(chosen, expected, *arguments)
 
 
+@quick
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    shape=shapes,
+    topk=st.integers(1, 8),
+    local=st.integers(0, 2),
+    init=st.integers(0, 1),
+    nans=st.sampled_from([0.002, 0.1, 0.995]),
+)
+def test_keys_that_are_no_number_are_passed_over(
+    each_isa,  # noqa: F811
+    seed,
+    dtype,
+    shape,
+    topk,
+    local,
+    init,
+    nans,
+):
+    """Values are small integers, so that all scores are exact; some blocks have no score."""
+    starts, length, groups, width = (shape[k] for k in ("starts", "length", "groups", "width"))
+    num_blocks = (max(starts) + length - 1) // BLOCK_TOKENS + 1
+    cache = Cache(seed, dtype, len(starts), num_blocks, 1, width)
+    query = cache.normal(len(starts), length, groups, width).round()
+    keys = cache.index_keys.copy_(cache.index_keys.round())
+    keys[torch.rand(keys.shape[:3], generator=cache.random) < nans] = torch.nan
+    keys[cache.blocks[:, :3]] = torch.nan
+    arguments = (query, keys, cache.blocks, positions_of(starts, length))
+    rule = {"topk_blocks": topk, "local_blocks": local, "init_blocks": init}
+    chosen = native.select_blocks(*arguments, **rule)
+    assert torch.equal(chosen, kernels.select_blocks(*arguments, **rule))
+
+
 def only_near_ties(chosen, expected, query, plane, blocks, positions):
     """Whether the differing blocks' exact scores are within fp32 rounding of each other."""
     for span, token, group in (chosen != expected).any(-1).nonzero().tolist():

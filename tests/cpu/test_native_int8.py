@@ -78,8 +78,6 @@ def test_linear(each_isa, form, seed, dtype, out_dtype, rows, part_rows, width):
     random = np.random.default_rng(seed)
     matrix = random_matrix(random, form, 1, part_rows, width)[0]
     x = random_rows(random, dtype, rows, width)
-    if dtype == torch.float32:
-        out_dtype = dtype
     output = native.linear(x, matrix, out_dtype)
     assert_same(output, matrix.linear(x, out_dtype))
     for row in range(min(rows, 3)):
@@ -138,7 +136,7 @@ def run(experts_op: Any, rows: slice, case: dict[str, Any], **changed: Any) -> t
     case = {**case, **changed}
     return experts_op(
         case["x"][rows], case["ids"][rows], case["weights"][rows], case["gate_up"], case["down"],
-        case["activation"], case["first_expert"], case["shared"], torch.float32,
+        case["activation"], case["first_expert"], case["shared"], case["out_dtype"],
     )  # fmt: skip
 
 
@@ -173,6 +171,7 @@ def random_case(
         "activation": GatedActivation(kind, alpha=1.702, limit=7.0, beta=1.0),
         "first_expert": first_expert,
         "shared": pair,
+        "out_dtype": torch.float32,
     }
 
 
@@ -220,6 +219,8 @@ def test_experts(
     )  # fmt: skip
     output = run(native.run_experts, slice(None), case)
     assert (errors(case, output) < 2e-2).all()
+    rounded = run(native.run_experts, slice(None), case, out_dtype=torch.bfloat16)
+    assert_same(rounded, output.bfloat16())
     for token in range(min(tokens, 3)):
         alone = run(native.run_experts, slice(token, token + 1), case)
         assert torch.equal(alone[0], output[token])

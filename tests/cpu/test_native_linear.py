@@ -42,6 +42,7 @@ def test_linear_is_the_exact_product(each_isa, seed, dtype, rows, outer, inner):
     torch.testing.assert_close(
         output.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-6
     )
+    assert torch.equal(native.linear(x, weight, torch.bfloat16), output.bfloat16())
     if rows:
         alone = torch.cat([native.linear(row[None], weight, torch.float32) for row in x])
         assert torch.equal(alone, output)
@@ -62,7 +63,9 @@ def test_linear_rounds_to_nearest_even_and_keeps_nan_and_inf(each_isa):  # noqa:
     values = torch.tensor([1.0, 1.00390625, 1.01171875, -3.3895e38, 3.4e38, 1e-40])
     special = torch.tensor([float("inf"), float("-inf"), float("nan")])
     one = torch.ones(1, 1)
-    # fp32 in, bf16 out is not an op; a one-hot product in bf16 with fp32 activations is exact.
+    for value in values:
+        output = native.linear(value.view(1, 1), one, torch.bfloat16)
+        assert torch.equal(output[0, 0], value.bfloat16())
     for value in [*values.to(torch.bfloat16), *special.to(torch.bfloat16)]:
         output = native.linear(value.view(1, 1), one.bfloat16(), torch.bfloat16)
         expected = torch.nn.functional.linear(value.view(1, 1).float(), one).bfloat16()
@@ -167,6 +170,8 @@ def test_experts(
     # The inner values are rounded to dtype; everything else is fp32.
     bound = {torch.bfloat16: 1e-2, torch.float32: 1e-5}[dtype] * max(1.0, expected_size(expected))
     torch.testing.assert_close(output.double(), expected, rtol=0, atol=bound)
+    rounded = native.run_experts(x, ids, weights, *arguments, out_dtype=torch.bfloat16)
+    assert torch.equal(rounded, output.bfloat16())
     for token in range(min(tokens, 3)):
         one = slice(token, token + 1)
         alone = native.run_experts(x[one], ids[one], weights[one], *arguments)

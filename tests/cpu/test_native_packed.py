@@ -91,6 +91,7 @@ def test_linear(each_isa, form, seed, dtype, rows, part_rows, groups, odd):  # n
     x = torch.from_numpy(random.standard_normal((rows, width)).astype(np.float32)).to(dtype)
     output = native.linear(x, matrix, torch.float32)
     assert_sums(output, x, decode(matrix))
+    assert torch.equal(native.linear(x, matrix, torch.bfloat16), output.bfloat16())
     for row in range(min(rows, 3)):
         assert torch.equal(native.linear(x[row][None], matrix, torch.float32)[0], output[row])
 
@@ -201,6 +202,9 @@ def test_experts_are_the_plain_ones_of_the_same_values(
         1.0, expected.abs().max().item() if tokens else 0.0
     )
     torch.testing.assert_close(output, expected, rtol=0, atol=bound)
+    stacks = (gate_up, down, activation, first_expert, pair)
+    rounded = native.run_experts(x, ids, weights, *stacks, torch.bfloat16)
+    assert torch.equal(rounded, output.bfloat16())
     for token in range(min(tokens, 3)):
         alone = run(native.run_experts, slice(token, token + 1), gate_up, down, pair)
         assert torch.equal(alone[0], output[token])

@@ -173,8 +173,9 @@ def test_stacked_tensors_are_split(m3: Path) -> None:
 def test_vision_and_draft_tensors_are_read_past(m3: Path, m2: Path) -> None:
     def add(folder: Path, name: str) -> None:
         header, data = read_shard(folder / SHARD)
-        header[name] = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
-        write_shard(folder / SHARD, header, data)
+        place = [len(data), len(data) + 4]
+        header[name] = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": place}
+        write_shard(folder / SHARD, header, data + bytes(4))
 
     add(m3, "language_model.model.mtp.layers.0.eh_proj.weight")
     open_checkpoint(m3)
@@ -202,14 +203,22 @@ def test_shards_without_an_index_or_in_one_file(m2: Path) -> None:
 
 # Every way to damage a tensor's entry, with what the message must name.
 LAYER = "model.layers.0.self_attn.q_proj.weight"
+OTHER_LAYER = "model.layers.0.self_attn.o_proj.weight"
 
 
 def _drop(header: Header) -> None:
     del header[LAYER]
 
 
+def _copied(header: Header) -> dict[str, Any]:
+    """An entry like that of LAYER, in the room behind all others."""
+    begin, end = header[LAYER]["data_offsets"]
+    last = max(entry["data_offsets"][1] for entry in header.values() if "data_offsets" in entry)
+    return {**header[LAYER], "data_offsets": [last, last + end - begin]}
+
+
 def _extra(header: Header) -> None:
-    header[LAYER.replace("q_proj", "gate_proj")] = header[LAYER]
+    header[LAYER.replace("q_proj", "gate_proj")] = _copied(header)
 
 
 def _misshape(header: Header) -> None:
@@ -225,7 +234,7 @@ def _wrong_size(header: Header) -> None:
 
 
 def _twice(header: Header) -> None:
-    header["language_model." + LAYER] = header[LAYER]
+    header["language_model." + LAYER] = _copied(header)
 
 
 def _beyond_the_end(header: Header) -> None:
@@ -234,6 +243,15 @@ def _beyond_the_end(header: Header) -> None:
 
 def _backwards(header: Header) -> None:
     header[LAYER]["data_offsets"].reverse()
+
+
+def _overlap(header: Header) -> None:
+    end = header[LAYER]["data_offsets"][1]
+    header["vision"] = {"dtype": "U8", "shape": [9], "data_offsets": [end - 1, end + 8]}
+
+
+def _same_bytes(header: Header) -> None:
+    header[LAYER]["data_offsets"] = header[OTHER_LAYER]["data_offsets"]
 
 
 @pytest.mark.parametrize(
@@ -247,6 +265,8 @@ def _backwards(header: Header) -> None:
         (_twice, [SHARD, LAYER, "also in"]),
         (_beyond_the_end, [SHARD, "truncated"]),
         (_backwards, [SHARD, LAYER]),
+        (_overlap, [SHARD, LAYER, "share bytes"]),
+        (_same_bytes, [SHARD, LAYER, OTHER_LAYER, "share bytes"]),
     ],
 )
 def test_a_damaged_entry_is_named(
@@ -254,7 +274,7 @@ def test_a_damaged_entry_is_named(
 ) -> None:
     header, data = read_shard(m2 / SHARD)
     damage(header)
-    write_shard(m2 / SHARD, header, data)
+    write_shard(m2 / SHARD, header, data + bytes(len(data)))
     assert_refused(m2, *named)
 
 

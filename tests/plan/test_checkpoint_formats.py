@@ -259,6 +259,38 @@ def test_modelslim_describes_every_tensor(tmp_path: Path) -> None:
     assert cache not in opened.tensors
 
 
+@pytest.mark.parametrize(
+    ("word", "change", "problem"),
+    [
+        ("W8A8", {}, None),
+        ("W8A8", {"weight_scale": None, "weight_offset": None}, None),
+        ("W8A8", {"deq_scale": ((512,), "int64")}, None),
+        ("W8A8", {"deq_scale": ((512,), "int32")}, "deq_scale is I32, supported: F32 or I64"),
+        ("W8A8", {"weight_offset": ((512,), "float32")}, r"weight_offset has shape \[512\]"),
+        ("W8A8", {"quant_bias": None}, "quant_bias is missing"),
+        ("W8A8_DYNAMIC", {"weight_offset": None}, "weight_offset is missing"),
+    ],
+)
+def test_what_modelslim_keeps_beside_a_matrix(
+    tmp_path: Path, word: str, change: Any, problem: str | None
+) -> None:
+    """Its static form needs neither the scale nor the offset of the dynamic one."""
+    beside = (STATIC if word == "W8A8" else {}) | change
+    folder = write_checkpoint(
+        tmp_path / "c",
+        "m2",
+        description=described() | {Q: word},
+        change={Q.replace("weight", key): entry for key, entry in beside.items()},
+        prefix="",
+        stored="int8",
+    )
+    if problem is None:
+        assert open_checkpoint(folder).spec.quantization.format_of(Q) == "int8_static"
+        return
+    with pytest.raises(CheckpointError, match=problem):
+        open_checkpoint(folder)
+
+
 def test_modelslim_may_spell_names_as_transformers_does(tmp_path: Path) -> None:
     def spelled(name: str) -> str:
         return name.replace("model.layers", "model.language_model.layers").replace(

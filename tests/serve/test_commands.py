@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from mserve.capacity import plan_memory, read_machine
+from mserve.checkpoint import convert_on_load, open_checkpoint
 from mserve.cli.chat_server import served
-from mserve.core import SetupError
+from mserve.cli.main import run
+from mserve.core import CacheConfig, EngineConfig, ModelConfig, SetupError, blocks_for
 from mserve.toy import write_toy
 
 FLAGS = ["--dtype", "float32", "--kv-cache-memory-bytes", "32M", "--num-threads", "1"]
@@ -73,6 +79,53 @@ def test_generate_and_http_give_the_same_greedy_text(toy: Path, url: str, tmp_pa
         assert answer["finish_reason"] == "length"
         assert len(answer["token_ids"]) == len(answer["logprobs"]) == TOKENS
         assert [one["token_id"] for one in answer["logprobs"]] == answer["token_ids"]
+
+
+def needed_bytes(toy: Path, **flags: Any) -> int:
+    """Memory with which one request of the longest context just fits."""
+    cache = CacheConfig(**{k: v for k, v in flags.items() if k != "quantization"})
+    model = ModelConfig(path=str(toy), quantization=flags.get("quantization"))
+    spec = open_checkpoint(toy).spec
+    if model.quantization is not None:
+        spec = convert_on_load(spec, model.quantization)
+    config = EngineConfig(model=model, cache=cache)
+    plan = plan_memory(spec, config, 1 << 40, 1, native_threads=1)
+    blocks = plan.block_bytes * blocks_for(plan.max_model_len)
+    return plan.weight_bytes + plan.activation_bytes + plan.logits_bytes + blocks
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        (["--quantization", "int8"], {"quantization": "int8"}),
+        (["--kv-cache-dtype", "int8"], {"kv_cache_dtype": "int8"}),
+        (["--index-cache-dtype", "fp8"], {"index_cache_dtype": "fp8"}),
+    ],
+)
+def test_generate_takes_what_fits_only_when_it_is_made_smaller(
+    toy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    settings: dict[str, Any],
+) -> None:
+    budget_bytes = (needed_bytes(toy, **settings) + needed_bytes(toy)) // 2
+    machine = msgspec.structs.replace(
+        read_machine(),
+        available_bytes=math.ceil(budget_bytes / CacheConfig().memory_utilization),
+        cpu_quota=1.0,
+    )
+    for place in ("mserve.capacity.read_machine", "mserve.engine.startup.read_machine"):
+        monkeypatch.setattr(place, lambda: machine)
+    prompts, answers = tmp_path / "in.json", tmp_path / "out.json"
+    prompts.write_text(json.dumps(PROMPTS))
+    command = ["generate", str(toy), "--prompts", str(prompts), "--output", str(answers)]
+    command += ["--max-tokens", "2"]
+    assert run(command) == 2
+    assert "are left beside weights and a step" in capsys.readouterr().err
+    assert run([*command, *flags]) == 0, capsys.readouterr().err
+    assert len(json.loads(answers.read_text())) == len(PROMPTS)
 
 
 def test_quantizing_before_and_while_loading_give_the_same_answers(

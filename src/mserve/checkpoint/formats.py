@@ -3,7 +3,7 @@
     mxfp8         X.weight_scale_inv [N, K / 32]
     fp8           X.weight_scale_inv [N / 128, K / 128]                    counts rounded up
     int8          X.weight_scale, X.weight_offset [N, 1]
-    int8_static   the same, X.input_scale, X.input_offset [1], X.quant_bias, X.deq_scale [N]
+    int8_static   X.input_scale, X.input_offset [1], X.quant_bias, X.deq_scale [N]; maybe int8's too
 
 Knows shapes and bytes. Does not know values, or which matrix has which format.
 """
@@ -40,6 +40,7 @@ class Beside(NamedTuple):
     name: str
     shape: Shape
     dtypes: tuple[str, ...]  # that may be read; the first is the one written
+    required: bool = True
 
 
 def is_matrix(name: str) -> bool:
@@ -61,13 +62,15 @@ def tensors_beside(name: str, shape: Shape, kind: WeightFormat) -> Iterator[Besi
         blocks = (_up(height, _FP8_BLOCK), _up(width, _FP8_BLOCK))
         yield Beside(f"{name}_scale_inv", blocks, _FLOATS)
     elif kind in ("int8", "int8_static"):
-        yield Beside(f"{name}_scale", (height, 1), _FLOATS)
-        yield Beside(f"{name}_offset", (height, 1), _FLOATS)
+        # Static factors say all that these two do, and ModelSlim then leaves them out.
+        required = kind == "int8"
+        yield Beside(f"{name}_scale", (height, 1), _FLOATS, required)
+        yield Beside(f"{name}_offset", (height, 1), _FLOATS, required)
     if kind == "int8_static":
         yield Beside(f"{module}.input_scale", (1,), _FLOATS)
         yield Beside(f"{module}.input_offset", (1,), _FLOATS)
         yield Beside(f"{module}.quant_bias", (height,), ("int32",))
-        yield Beside(f"{module}.deq_scale", (height,), ("float32",))
+        yield Beside(f"{module}.deq_scale", (height,), ("float32", "int64"))
 
 
 def stored_bytes(shape: Shape, kind: WeightFormat, dtype: str) -> int:

@@ -8,6 +8,8 @@ Knows one file's bytes; does not know what its tensors mean.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +27,7 @@ _DTYPES = {
     "I8": "int8",
     "U8": "uint8",
     "I32": "int32",
+    "I64": "int64",
 }
 _FORMAT_NAMES = {name: spelled for spelled, name in _DTYPES.items()}
 _MAX_HEADER_BYTES = 256 << 20
@@ -71,7 +74,7 @@ def format_name(dtype: str) -> str:
 
 def read_header(file: Path) -> dict[str, TensorSource]:
     """Tensors of ``file`` by name. ``CheckpointError`` if it is missing, truncated or no
-    safetensors file."""
+    safetensors file, or if two tensors share bytes."""
     try:
         file_bytes = file.stat().st_size
         with file.open("rb") as stream:
@@ -91,6 +94,7 @@ def read_header(file: Path) -> dict[str, TensorSource]:
     end = max((source.offset + source.nbytes for source in tensors.values()), default=0)
     if end > file_bytes:
         _refuse(file, f"truncated: tensors end at byte {end}, the file at {file_bytes}")
+    _check_apart(file, tensors)
     return tensors
 
 
@@ -111,6 +115,14 @@ def _source(file: Path, name: str, entry: _Entry, data_start: int) -> TensorSour
     if wrong_size or begin < 0 or end < begin or any(size < 0 for size in entry.shape):
         _refuse(file, f"damaged: {name} has shape {list(entry.shape)} and {end - begin} bytes")
     return TensorSource(file, dtype, entry.shape, data_start + begin, end - begin)
+
+
+def _check_apart(file: Path, tensors: Mapping[str, TensorSource]) -> None:
+    held = [name for name, source in tensors.items() if source.nbytes]
+    held.sort(key=lambda name: tensors[name].offset)
+    for name, following in pairwise(held):
+        if tensors[name].offset + tensors[name].nbytes > tensors[following].offset:
+            _refuse(file, f"damaged: {name} and {following} share bytes")
 
 
 def _refuse(file: Path, what: str, hint: str = _DOWNLOAD_AGAIN) -> NoReturn:

@@ -149,6 +149,8 @@ def _scales(
     """What the format ``kind`` keeps beside the matrix ``name``."""
     tensors: dict[str, TensorSource] = {}
     for beside in tensors_beside(name, shape, kind):
+        if not beside.required and beside.name not in found:
+            continue
         here = _of_shape(beside.name, beside.shape, found, problems)
         if here is not None and here.dtype not in beside.dtypes:
             problems[beside.name] = _wrong_dtype(found[beside.name], beside.dtypes)

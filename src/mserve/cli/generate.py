@@ -105,21 +105,28 @@ def generate(
     check_is_folder(checkpoint)
     wanted = read_prompts(prompts)
     check_writable(output)
-    block_bytes = parse_bytes(kv_cache_memory_bytes)
-
-    from mserve.capacity import read_machine
-
-    opened = open_checkpoint(checkpoint)
     engine = EngineConfig(
-        model=ModelConfig(path=str(checkpoint), dtype=dtype, max_model_len=max_model_len),
+        model=ModelConfig(
+            path=str(checkpoint),
+            dtype=dtype,
+            quantization=quantization,
+            max_model_len=max_model_len,
+        ),
         cache=CacheConfig(
-            memory_utilization=gpu_memory_utilization, kv_cache_memory_bytes=block_bytes
+            memory_utilization=gpu_memory_utilization,
+            kv_cache_memory_bytes=parse_bytes(kv_cache_memory_bytes),
+            kv_cache_dtype=kv_cache_dtype,
+            index_cache_dtype=index_cache_dtype,
         ),
         parallel=ParallelConfig(
             tensor_parallel_size=tensor_parallel_size,
             enable_expert_parallel=enable_expert_parallel,
         ),
     )
+
+    from mserve.capacity import read_machine
+
+    opened = open_checkpoint(checkpoint)
     check_fits(opened.spec, engine, read_machine())
     given = {
         "max_tokens": max_tokens,
@@ -142,21 +149,7 @@ def generate(
 
     with contextlib.ExitStack() as stack:
         with loading_line() as report:
-            llm = stack.enter_context(
-                LLM(
-                    str(checkpoint),
-                    dtype=dtype,
-                    quantization=quantization,
-                    max_model_len=max_model_len,
-                    tensor_parallel_size=tensor_parallel_size,
-                    enable_expert_parallel=enable_expert_parallel,
-                    memory_utilization=gpu_memory_utilization,
-                    kv_cache_memory_bytes=block_bytes,
-                    kv_cache_dtype=kv_cache_dtype,
-                    index_cache_dtype=index_cache_dtype,
-                    report=report,
-                )
-            )
+            llm = stack.enter_context(LLM.of(engine, report))
         advance = stack.enter_context(progress_bar(len(wanted)))
         completions = llm.generate(wanted, sampling, progress=advance)
     write_completions(output, completions)

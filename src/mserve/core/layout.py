@@ -24,6 +24,7 @@ DTYPE_BYTES = {
     "int8": 1,
     "uint8": 1,
     "int32": 4,
+    "int64": 8,
 }
 
 _ALIGNMENT_BYTES = 64  # a cache line, so that every plane starts aligned for vector loads

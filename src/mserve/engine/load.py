@@ -17,6 +17,7 @@ from mserve.checkpoint import (
     ModelSpec,
     check_formats,
     convert_on_load,
+    heads_on_rank,
 )
 from mserve.core import EngineConfig, SetupError
 from mserve.kernels import KernelChoice, choose_kernels, native
@@ -25,7 +26,7 @@ from mserve.matcher import Vocabulary
 from mserve.models import build_model
 from mserve.parallel import Groups
 from mserve.runner import Runner
-from mserve.weights import Converting, Piece, load
+from mserve.weights import Piece, load
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +74,32 @@ def device_of_rank(config: EngineConfig, rank: int) -> torch.device:
 
 
 def use_threads(
-    config: EngineConfig, device: torch.device, threads: int, cpus: Sequence[int] = ()
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    threads: int,
+    cpus: Sequence[int] = (),
 ) -> KernelChoice:
     """Give this rank ``threads`` CPU threads, on ``cpus`` if there is one for each, and the fastest
     kernels there are for what it runs."""
     torch.set_num_threads(threads)
-    kernels = choose_kernels(device, threads, cpus)
+    kernels = choose_kernels(device, threads, cpus, _sizes(config, checkpoint.spec))
     if config.deterministic:
         _check_deterministic(config, kernels)
     return kernels
+
+
+def _sizes(config: EngineConfig, spec: ModelSpec) -> native.Sizes:
+    """What native kernels have bounds for."""
+    index, experts = spec.index, spec.moe.experts_per_token
+    if index is None:
+        return native.Sizes(head_widths=(spec.head_dim,), experts_per_token=experts)
+    return native.Sizes(
+        head_widths=(spec.head_dim, index.head_dim),
+        experts_per_token=experts,
+        chosen_blocks=index.topk_blocks,
+        index_groups=heads_on_rank(index.num_heads, config.parallel.tensor_parallel_size),
+    )
 
 
 def _check_deterministic(config: EngineConfig, kernels: KernelChoice) -> None:
@@ -119,8 +137,7 @@ def touch_weights(pieces: Iterable[Piece]) -> None:
     A matrix of several parts that is read as one, as queries, keys and values are, is split a
     little differently from its parts, and that little of it is read from another node."""
     for piece in pieces:
-        kept = piece.destination
-        for tensor in kept.stores if isinstance(kept, Converting) else (kept,):
+        for tensor in piece.stores:
             native.touch_rows(tensor)
 
 

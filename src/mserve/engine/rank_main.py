@@ -41,7 +41,9 @@ def main() -> None:
 
     device = device_of_rank(launch.config, launch.rank)
     checkpoint = open_checkpoint(launch.config.model.path)
-    kernels = use_threads(launch.config, device, launch.threads.count, launch.threads.cpus)
+    kernels = use_threads(
+        launch.config, checkpoint, device, launch.threads.count, launch.threads.cpus
+    )
     sys.stdout.buffer.write(HELLO)
     sys.stdout.buffer.flush()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads the pipe from here on

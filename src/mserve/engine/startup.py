@@ -116,7 +116,7 @@ def _start(config: EngineConfig, report: Report, resources: ExitStack) -> Starte
     report(Loading("memory", 0.0))
     machine = read_machine()
     threads = machine.threads(config.num_threads, size)
-    kernels = use_threads(config, device, threads[0].count, threads[0].cpus)
+    kernels = use_threads(config, checkpoint, device, threads[0].count, threads[0].cpus)
     available_bytes = _available_bytes(machine, device, size)
     memory = plan_memory(
         spec_to_run(config, checkpoint),

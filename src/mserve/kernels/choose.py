@@ -101,21 +101,30 @@ class KernelChoice:
     pinned: bool = False  # every worker thread to a core
 
 
-def find_kernels(device: torch.device) -> KernelChoice:
-    """The fastest implementation there is for ``device``. Changes nothing."""
+def find_kernels(device: torch.device, sizes: native.Sizes | None = None) -> KernelChoice:
+    """The fastest implementation there is for ``device`` and a model of ``sizes``. Changes
+    nothing."""
     if device.type != "cpu":
         return KernelChoice("reference", f"torch (no other kernels for {device.type} yet)")
     try:
         native.library()
-    except native.NativeUnavailable as reason:
+    except native.NativeUnavailable as missing:
+        return KernelChoice("reference", f"torch reference, slow: C++ kernels {missing}")
+    reason = native.beyond_bounds(sizes) if sizes is not None else None
+    if reason is not None:
         return KernelChoice("reference", f"torch reference, slow: C++ kernels {reason}")
     return KernelChoice("native", f"C++ {native.isa()}")
 
 
-def choose_kernels(device: torch.device, threads: int, cpus: Sequence[int] = ()) -> KernelChoice:
-    """Use the fastest implementation there is for ``device``, on ``threads`` CPU threads, pinned
-    to ``cpus`` if there is one for each."""
-    choice = find_kernels(device)
+def choose_kernels(
+    device: torch.device,
+    threads: int,
+    cpus: Sequence[int] = (),
+    sizes: native.Sizes | None = None,
+) -> KernelChoice:
+    """Use the fastest implementation there is for ``device`` and a model of ``sizes``, on
+    ``threads`` CPU threads, pinned to ``cpus`` if there is one for each."""
+    choice = find_kernels(device, sizes)
     use_kernels(choice.implementation)
     if choice.implementation == "reference":
         return choice

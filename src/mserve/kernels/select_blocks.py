@@ -1,7 +1,9 @@
 """MSA's block selection: for each token and KV group, the blocks its main branch may read.
 
-    score of a block     the largest index_query . index_key over its tokens, in fp32
-    always chosen        the last ``local_blocks`` up to the token's own, the first ``init_blocks``
+    score of a block     the largest index_query . index_key over its tokens, in fp32; a NaN does
+                         not count, and a block that has no score is not chosen by it
+    always chosen        the last ``local_blocks`` up to the token's own, the first ``init_blocks``;
+                         all that the token sees where these are no more than it may choose
     ties                 the lower block id
 
 A token's choice depends on tokens up to its own only, so any chunking gives the same one.
@@ -58,7 +60,10 @@ def select_blocks(
                 own_block=local_blocks == 0,
             )
             _force(scores, here, local_blocks, init_blocks)
-            picked = _best(scores, width)
+            all_fit = (here // BLOCK_TOKENS < width)[..., None, None]
+            picked = torch.where(
+                all_fit, _all_visible(here, width)[:, :, None], _best(scores, width)
+            )
         chosen[:, start:end] = picked
     return chosen
 
@@ -99,6 +104,7 @@ def _block_scores(
             future = key_positions > positions[..., None]
             future = future.view(num_spans, length, 1, -1, BLOCK_TOKENS)
             products = products.masked_fill_(future, -torch.inf)
+        products = products.masked_fill_(products.isnan(), -torch.inf)
         scores[..., start : start + segment.shape[1]] = products.amax(-1)
     numbers = torch.arange(num_blocks, device=query.device)
     own = (positions // BLOCK_TOKENS)[:, :, None, None]

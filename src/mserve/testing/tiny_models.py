@@ -158,6 +158,8 @@ def load_model(
     model = build_model(spec, groups or Groups(), dtype, CPU)
     unused = set(tensors)
     for piece in model.pieces():
+        if piece.optional and piece.source not in tensors:
+            continue
         piece.destination.copy_(tensors[piece.source][piece.source_slice])
         unused.discard(piece.source)
     if groups is None and unused:

@@ -87,7 +87,7 @@ class BareEngine:
             model=ModelConfig(path=str(path)), scheduler=scheduler, cache=cache or CacheConfig()
         )
         device = torch.device("cpu")
-        kernels = use_threads(config, device, torch.get_num_threads())
+        kernels = use_threads(config, checkpoint, device, torch.get_num_threads())
         self.runner = load_runner(
             checkpoint,
             config,

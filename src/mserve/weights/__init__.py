@@ -1,7 +1,6 @@
 """From the files of a checkpoint to the parameters of a model, and the forms they are stored in."""
 
 from mserve.weights.convert import quantize_checkpoint
-from mserve.weights.converting import Converting
 from mserve.weights.experts import gated_mlp, run_experts
 from mserve.weights.loading import load
 from mserve.weights.piece import Piece
@@ -9,7 +8,6 @@ from mserve.weights.storage import Storage
 from mserve.weights.weight import Part, Weight
 
 __all__ = [
-    "Converting",
     "Part",
     "Piece",
     "Storage",

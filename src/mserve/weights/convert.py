@@ -162,6 +162,9 @@ def _config(
     checkpoint: Checkpoint, tensors: list[SpelledTensor], kind: ConvertedFormat
 ) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((checkpoint.path / "config.json").read_bytes())
+    # The input's tensors were plain whatever it declared, and only what is written now counts.
+    for part in (config, config.get("text_config") or {}):
+        part.pop("quantization_config", None)
     kept = [
         tensor.name.removesuffix(".weight")
         for tensor in tensors

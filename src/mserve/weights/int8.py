@@ -59,16 +59,21 @@ class Int8Weight(PackedWeight):
             yield zero_offset(part)
 
 
-def zero_offset(part: Part) -> Piece:
+def zero_offset(part: Part, *, optional: bool = False) -> Piece:
     """Reads the offsets of a matrix, only to refuse those that are not zero."""
     name = f"{part.source}_offset"
-    return Piece(_Zeros((part.num_rows, 1), name), name, (part.rows, slice(0, 1)))
+    rows = (part.rows, slice(0, 1))
+    return Piece(_Zeros((part.num_rows, 1), name), name, rows, optional=optional)
 
 
 @dataclass(frozen=True, slots=True)
 class _Zeros:
     shape: tuple[int, ...]
     name: str
+
+    @property
+    def stores(self) -> tuple[torch.Tensor, ...]:
+        return ()
 
     def __getitem__(self, rows: slice) -> Self:
         return type(self)((len(range(*rows.indices(self.shape[0]))), *self.shape[1:]), self.name)

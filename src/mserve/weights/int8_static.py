@@ -1,9 +1,11 @@
 """INT8 with activations quantized by factors found beforehand (ModelSlim's W8A8).
 
-In the file, beside what the dynamic form has: ``X.input_scale`` and ``X.input_offset`` [1],
-``X.quant_bias`` [N] int32 and ``X.deq_scale`` [N] fp32. Matrices that share a store keep factors of
-their own for the input, which then becomes integers once for each. A rank cuts rows and columns
-anywhere; of ranks that cut the columns the first adds the bias, which is of whole rows.
+In the file ``X.weight`` [N, K] int8, ``X.input_scale`` and ``X.input_offset`` [1], ``X.quant_bias``
+[N] int32 and ``X.deq_scale`` [N] fp32, or int64 whose low half is the fp32 number. What else the
+dynamic form has may be there: the scale says nothing new, the offset must be zero. Matrices that
+share a store keep factors of their own for the input, which then becomes integers once for each. A
+rank cuts rows and columns anywhere; of ranks that cut the columns the first adds the bias, which is
+of whole rows.
 """
 
 from __future__ import annotations
@@ -69,7 +71,30 @@ class Int8StaticWeight:
             yield Piece(matrix.packed[at], part.source, (part.rows, part.columns))
             yield Piece(inputs.scale[input_at], f"{name}.input_scale", (_ONE,))
             yield Piece(inputs.offset[input_at], f"{name}.input_offset", (_ONE,))
-            yield Piece(matrix.deq_scale[at], f"{name}.deq_scale", (part.rows,))
+            yield Piece(_Factors(matrix.deq_scale[at]), f"{name}.deq_scale", (part.rows,))
             if part.columns.start == 0:
                 yield Piece(matrix.quant_bias[at], f"{name}.quant_bias", (part.rows,))
-            yield zero_offset(part)
+            yield zero_offset(part, optional=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Factors:
+    """``kept`` [N] fp32, filled from such numbers or from the low halves of int64."""
+
+    kept: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.kept.shape
+
+    @property
+    def stores(self) -> tuple[torch.Tensor, ...]:
+        return (self.kept,)
+
+    def __getitem__(self, rows: slice) -> Self:
+        return type(self)(self.kept[rows])
+
+    def copy_(self, rows: torch.Tensor) -> None:
+        if rows.dtype == torch.int64:
+            rows = rows.view(torch.float32)[::2]  # little-endian: the low half comes first
+        self.kept.copy_(rows)

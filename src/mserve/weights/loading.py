@@ -30,6 +30,7 @@ _DTYPES = {
     "uint8": torch.uint8,
     "int8": torch.int8,
     "int32": torch.int32,
+    "int64": torch.int64,
 }
 
 # Copied at once, then its pages are let go: long enough for full copy speed (torch's own threads
@@ -53,7 +54,8 @@ def load(
     ``ValueError`` for a piece that fits no tensor or a parameter left unfilled: a fault of the
     model's map, not of the checkpoint. ``CheckpointError`` if a file changed since it was opened.
     """
-    ordered = sorted(pieces, key=lambda piece: _position(checkpoint, piece))
+    here = (piece for piece in pieces if not piece.optional or piece.source in checkpoint.tensors)
+    ordered = sorted(here, key=lambda piece: _position(checkpoint, piece))
     total_bytes = sum(_checked_bytes(checkpoint, piece) for piece in ordered)
     _check_filled(ordered, parameters or {})
     done_bytes = 0

@@ -3,6 +3,7 @@
     build.py     compiles cpp/ into a shared library; needs a C++ compiler, nothing of Python
     library.py   loads it, chooses instruction set and threads
     matrix_ops.py, row_ops.py, cache_ops.py   the ops on tensors
+    bounds.py    sizes that the library takes
     placement.py memory near the worker that reads it
     tape.py      a step's ops recorded, and played back in one call
     cpp/         the library: no torch, no Python, no OpenMP
@@ -10,6 +11,7 @@
 Every row of every op has the same bits alone and in any batch, on any number of threads.
 """
 
+from mserve.kernels.native.bounds import Sizes, beyond_bounds
 from mserve.kernels.native.build import BuildError, ensure_built
 from mserve.kernels.native.cache_ops import (
     paged_attention,
@@ -49,8 +51,10 @@ __all__ = [
     "BuildError",
     "NativeError",
     "NativeUnavailable",
+    "Sizes",
     "Tape",
     "available_isas",
+    "beyond_bounds",
     "draw",
     "embedding",
     "ensure_built",

@@ -11,6 +11,7 @@ import ctypes
 import torch
 
 from mserve.kernels.cache_plane import CachePlane, ScaledPlane
+from mserve.kernels.native.bounds import MAX_CHOSEN_BLOCKS, MAX_HEAD_WIDTH, MAX_INDEX_GROUPS
 from mserve.kernels.native.demands import (
     block_stride,
     contiguous,
@@ -20,11 +21,6 @@ from mserve.kernels.native.demands import (
     typed,
 )
 from mserve.kernels.native.library import NativeError, check, library
-
-# Bounds of fixed tables in cpp/.
-_MAX_CHOSEN = 64
-_MAX_GROUPS = 16
-_MAX_HEAD_WIDTH = 1024
 
 # Forms of a plane other than the op's own dtype, by their numbers in cpp/.
 _FORMS = {torch.float8_e4m3fn: 1, torch.int8: 2, torch.bfloat16: 3}
@@ -72,8 +68,8 @@ def write_kv(plane: CachePlane, slots: torch.Tensor, values: torch.Tensor) -> No
     tokens, heads, width = values.shape
     heads_contiguous(values)
     contiguous(slots), typed(slots, torch.int64)
-    if width > _MAX_HEAD_WIDTH:
-        raise NativeError(f"write_kv: heads are at most {_MAX_HEAD_WIDTH} wide, not {width}")
+    if width > MAX_HEAD_WIDTH:
+        raise NativeError(f"write_kv: heads are at most {MAX_HEAD_WIDTH} wide, not {width}")
     check(
         library().mserve_write_kv(
             _described(plane, values), values.data_ptr(), slots.data_ptr(),
@@ -99,7 +95,7 @@ def select_blocks(
     """
     spans, length, groups, width = index_query.shape
     chosen_width = min(topk_blocks, blocks.shape[1])
-    if groups > _MAX_GROUPS or chosen_width > _MAX_CHOSEN:
+    if groups > MAX_INDEX_GROUPS or chosen_width > MAX_CHOSEN_BLOCKS:
         raise NativeError(f"select_blocks: {groups} groups, {chosen_width} blocks are too many")
     if width % 2:
         raise NativeError(f"select_blocks: the index width must be even, not {width}")

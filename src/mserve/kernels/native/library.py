@@ -1,6 +1,6 @@
 """The shared library as ctypes functions: found, checked and given its argument types once.
 
-Knows the C interface of ``cpp/abi.cpp``; does not know shapes or tensors (``ops``).
+Knows the C interface of ``cpp/abi.cpp``; does not know shapes or tensors (the ``_ops`` files).
 """
 
 from __future__ import annotations

@@ -10,12 +10,9 @@ import numpy as np
 import torch
 
 from mserve.kernels.draw import DrawRules
+from mserve.kernels.native.bounds import MAX_CHOSEN_EXPERTS, MAX_HEAD_WIDTH
 from mserve.kernels.native.demands import contiguous, heads_contiguous, same_dtype, typed
 from mserve.kernels.native.library import NativeError, check, library
-
-# Bounds of fixed tables in cpp/.
-_MAX_HEAD_WIDTH = 1024
-_MAX_CHOSEN = 64
 
 
 def read(x: torch.Tensor) -> None:
@@ -83,8 +80,8 @@ def _norm_rope(
 ) -> torch.Tensor:
     tokens, heads, width = x.shape
     heads_contiguous(x)
-    if width > _MAX_HEAD_WIDTH:
-        raise NativeError(f"norm_rope: heads are at most {_MAX_HEAD_WIDTH} wide, not {width}")
+    if width > MAX_HEAD_WIDTH:
+        raise NativeError(f"norm_rope: heads are at most {MAX_HEAD_WIDTH} wide, not {width}")
     contiguous(weight, cos, sin)
     typed(cos, torch.float32), typed(sin, torch.float32)
     out = torch.empty((tokens, heads, width), dtype=x.dtype)
@@ -192,8 +189,8 @@ def route(
     tokens, width = hidden.shape
     contiguous(hidden, gate, bias)
     typed(gate, torch.float32), typed(bias, torch.float32)
-    if k > _MAX_CHOSEN:
-        raise NativeError(f"route: at most {_MAX_CHOSEN} experts per token, not {k}")
+    if k > MAX_CHOSEN_EXPERTS:
+        raise NativeError(f"route: at most {MAX_CHOSEN_EXPERTS} experts per token, not {k}")
     ids = torch.empty((tokens, k), dtype=torch.int64)
     weights = torch.empty((tokens, k), dtype=torch.float32)
     check(

@@ -1,7 +1,8 @@
 // The C interface, and the choice of instruction set. Every op returns 0, 1 without memory, or 2 if
 // a token id is none.
 //
-// Arguments are plain pointers and numbers: the caller (ops.py) has checked shapes and types.
+// Arguments are plain pointers and numbers: the callers (matrix_ops.py, row_ops.py, cache_ops.py)
+// have checked shapes and types.
 
 #include <cstring>
 #include <memory>

@@ -37,7 +37,7 @@ void linear_int8_typed(const LinearArgs& a) {
 }
 
 inline void linear_int8(const LinearArgs& a) {
-  if (a.dtype == DType::kFloat32) return linear_int8_typed<float, float>(a);
-  if (a.out_dtype == DType::kFloat32) return linear_int8_typed<bf16, float>(a);
-  linear_int8_typed<bf16, bf16>(a);
+  for_types(a.dtype, a.out_dtype, [&](auto type, auto out) {
+    linear_int8_typed<typename decltype(type)::Type, typename decltype(out)::Type>(a);
+  });
 }

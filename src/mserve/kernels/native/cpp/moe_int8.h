@@ -161,7 +161,7 @@ void moe_int8_typed(const MoeArgs& a) {
 }
 
 inline void moe_int8(const MoeArgs& a) {
-  if (a.dtype == DType::kFloat32) return moe_int8_typed<float, float>(a);
-  if (a.out_dtype == DType::kFloat32) return moe_int8_typed<bf16, float>(a);
-  moe_int8_typed<bf16, bf16>(a);
+  for_types(a.dtype, a.out_dtype, [&](auto type, auto out) {
+    moe_int8_typed<typename decltype(type)::Type, typename decltype(out)::Type>(a);
+  });
 }

@@ -307,20 +307,26 @@ inline void dot_rows(const T* const* x, int64_t rows, const Plain<T>& w, int64_t
   dot_rows(x, rows, w.values + n * w.inner, w.inner, w.inner, columns, out);
 }
 
-// Calls run(Tag<W<T>>, Tag<Out>) of the storage and types that an op's arguments name.
-template <template <class> class W, class Run>
+// Calls run(Tag<T>, Tag<Out>) of the types that an op's arguments name.
+template <class Run>
 inline void for_types(DType dtype, DType out_dtype, Run&& run) {
-  if (dtype == DType::kFloat32) return run(Tag<W<float>>{}, Tag<float>{});
-  if (out_dtype == DType::kFloat32) return run(Tag<W<bf16>>{}, Tag<float>{});
-  run(Tag<W<bf16>>{}, Tag<bf16>{});
+  const auto to = [&](auto out) {
+    dtype == DType::kFloat32 ? run(Tag<float>{}, out) : run(Tag<bf16>{}, out);
+  };
+  out_dtype == DType::kFloat32 ? to(Tag<float>{}) : to(Tag<bf16>{});
 }
+
+// Calls run(Tag<W<T>>, Tag<Out>) of the storage too.
 template <class Run>
 inline void for_storage(Format format, DType dtype, DType out_dtype, Run&& run) {
-  switch (format) {
-    case Format::kPlain: return for_types<Plain>(dtype, out_dtype, run);
-    case Format::kMxfp8: return for_types<Mxfp8>(dtype, out_dtype, run);
-    case Format::kFp8Block: return for_types<Fp8Block>(dtype, out_dtype, run);
-    case Format::kInt8:
-    case Format::kInt8Static: throw std::logic_error("INT8 has kernels of its own (int8.h)");
-  }
+  for_types(dtype, out_dtype, [&](auto type, auto out) {
+    using T = typename decltype(type)::Type;
+    switch (format) {
+      case Format::kPlain: return run(Tag<Plain<T>>{}, out);
+      case Format::kMxfp8: return run(Tag<Mxfp8<T>>{}, out);
+      case Format::kFp8Block: return run(Tag<Fp8Block<T>>{}, out);
+      case Format::kInt8:
+      case Format::kInt8Static: throw std::logic_error("INT8 has kernels of its own (int8.h)");
+    }
+  });
 }

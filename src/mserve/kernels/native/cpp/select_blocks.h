@@ -40,12 +40,13 @@ inline int64_t scored_blocks(const SelectArgs& a, int64_t own) {
   return std::max<int64_t>(0, own + 1 - std::min<int64_t>(a.local_blocks, 1));
 }
 
-// Lanes of scores of one row with keys of which `visible` count; their factors, or null.
+// Lanes of scores of one row with keys of which `visible` count; their factors, or null. A NaN does
+// not count either: it is the first operand of max, which then gives the second.
 inline F32 best_lanes(F32 best, const F32* scores, int64_t visible, const float* factors) {
   for (int i = 0; i < 4; ++i) {
     const F32 score =
         factors == nullptr ? scores[i] : mul(scores[i], load(factors + i * kLanes));
-    best = max(best, first_or(score, visible - i * kLanes, set1(-INFINITY)));
+    best = max(first_or(score, visible - i * kLanes, set1(-INFINITY)), best);
   }
   return best;
 }
@@ -163,7 +164,7 @@ void score_tile(const SelectArgs& a, const SelectTile& tile, float* scores,
 }
 
 // Writes the best `width` ids of a token, ascending, then -1. Equal scores go to the lower id;
-// -inf and NaN never win.
+// -inf never wins.
 inline void choose(const float* scores, int64_t own, const SelectArgs& a, int64_t* chosen) {
   float best[kMaxChosen];
   int64_t ids[kMaxChosen], count = 0;
