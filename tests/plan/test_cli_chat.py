@@ -146,6 +146,25 @@ def test_a_conversation_sends_all_that_was_said(conversation: Conversation, serv
     assert "top_p" not in server.bodies[1]
 
 
+def test_what_the_model_thought_stays_in_the_conversation(
+    conversation: Conversation, server: Server
+) -> None:
+    """It is not shown where there is no terminal, and goes back with what was said."""
+    deltas = [{"reasoning": "so"}, {"reasoning_content": " so"}, {"content": "yes"}]
+    events = [event(choices=[{"delta": delta}]) for delta in deltas]
+    server.refuse = httpx.Response(200, content=b"".join(events))
+    conversation.ask("hi")
+    assert shown(conversation) == "yes\n"
+    server.refuse = None
+    conversation.ask("and?")
+    conversation.ask("more?")
+    assert server.bodies[-1]["messages"][2:5] == [
+        {"role": "assistant", "content": "yes", "reasoning_content": "so so"},
+        {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "Hello world"},
+    ]
+
+
 def test_a_refused_question_is_forgotten(conversation: Conversation, server: Server) -> None:
     server.refuse = httpx.Response(400, json={"error": {"message": "no"}})
     with pytest.raises(RequestError):

@@ -206,9 +206,9 @@ class Conversation:
         except MserveError:
             self.turns.pop()  # so that the next question does not repeat what failed
             raise
-        self.turns.append({"role": "assistant", "content": answer})
+        self.turns.append(answer)
 
-    def _answer(self) -> str:
+    def _answer(self) -> Message:
         from mserve.cli.chat_client import Turn
         from mserve.cli.chat_screen import Answer, describe, warn
 
@@ -228,7 +228,11 @@ class Conversation:
             self.console.print(describe(turn) if turn else "stopped", style="dim")
         elif turn and sys.stderr.isatty():
             warn(describe(turn))
-        return answer.text
+        message = {"role": "assistant", "content": answer.text}
+        # M3 was trained on histories that keep what it thought: sent back, as clients should.
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        return message
 
     def messages(self) -> list[Message]:
         system = [{"role": "system", "content": self.system}] if self.system else []
