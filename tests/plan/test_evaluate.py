@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo import suites as demo_suites
-from mserve.core import MserveError, RequestError, SetupError
+from mserve.core import EngineError, MserveError, RequestError, SetupError
 from mserve.evaluate import (
     Answer,
     AskClient,
@@ -35,6 +35,7 @@ from mserve.evaluate import (
     scores_of,
     suite_names,
     task_scores,
+    unanswered_of,
     wilson,
     wrong_of,
 )
@@ -113,7 +114,8 @@ def call(name: str, arguments: str | None) -> dict[str, Any]:
 
 
 class Server:
-    """Answers with what it was given, in turn; the last one again and again."""
+    """Answers with what it was given, in turn; the last one again and again. 0: the connection
+    breaks."""
 
     def __init__(self, *replies: tuple[int, Any]) -> None:
         self.replies = list(replies)
@@ -127,6 +129,8 @@ class Server:
         await asyncio.sleep(0)
         self.running -= 1
         status, body = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if not status:
+            raise httpx.RemoteProtocolError("it hung up", request=request)
         return httpx.Response(status, json=body)
 
     def client(self) -> AskClient:
@@ -160,6 +164,7 @@ REFUSAL = {"error": {"message": "too long", "type": "invalid_request_error"}}
         (200, {"object": "list"}, SetupError, "OpenAI"),
         (200, {"choices": []}, SetupError, "OpenAI"),
         (502, ["bad"], SetupError, "502"),
+        (500, ["bad"], EngineError, "500"),
     ],
 )
 def test_what_is_no_answer(status: int, reply: Any, kind: type[MserveError], message: str) -> None:
@@ -191,12 +196,9 @@ def run(server: Server, suites: dict[str, list[Case]], concurrency: int = 2) -> 
 def test_outcomes_stand_in_the_order_of_the_cases() -> None:
     server = Server((200, said("a")), (503, REFUSAL), (200, said("b")), (400, REFUSAL))
     outcomes = run(server, {"s": cases("a", "b"), "t": cases("c")}, concurrency=1)
-    assert [(one.suite, one.number, one.wrong is None) for one in outcomes] == [
-        ("s", 0, True),
-        ("s", 1, True),
-        ("t", 0, False),
-    ]
-    assert outcomes[2].wrong == "the server gave no answer: too long"
+    assert [(one.suite, one.number) for one in outcomes] == [("s", 0), ("s", 1), ("t", 0)]
+    assert all(one.wrong is None for one in outcomes)
+    assert [one.unanswered for one in outcomes] == [None, None, "too long"]
     assert all(body["model"] == "m" and body["temperature"] == 0.0 for body in server.bodies)
 
 
@@ -207,9 +209,30 @@ def test_no_more_run_at_a_time_than_allowed(concurrency: int) -> None:
     assert server.most_running == min(concurrency, 20)
 
 
-def test_no_server_ends_it_all() -> None:
-    with pytest.raises(SetupError, match="OpenAI"):
-        run(Server((200, said("a")), (200, {})), {"s": cases("a", "b", "c")})
+HICCUPS = [(0, None), (502, ["bad"]), (503, REFUSAL), (429, REFUSAL)]
+
+
+@pytest.mark.parametrize("hiccup", HICCUPS, ids=lambda hiccup: str(hiccup[0]))
+def test_a_hiccup_costs_no_answer(hiccup: tuple[int, Any]) -> None:
+    server = Server(hiccup, (200, said("a")), hiccup, hiccup, (200, said("b")))
+    outcomes = run(server, {"s": cases("a", "b")}, concurrency=1)
+    assert [(one.wrong, one.unanswered) for one in outcomes] == [(None, None)] * 2
+
+
+@pytest.mark.parametrize("reply", [(0, None), (502, ["bad"]), (200, {})])
+def test_without_a_server_nothing_is_counted(reply: tuple[int, Any]) -> None:
+    with pytest.raises(SetupError, match=r"hung up|OpenAI"):
+        run(Server(reply), {"s": cases("a", "b", "c")})
+
+
+def test_what_a_server_answered_before_it_was_gone_is_kept() -> None:
+    """And it is not looked for again with every question that is left."""
+    server = Server((200, said("a")), (500, REFUSAL), (0, None))
+    outcomes = run(server, {"s": cases(*"ab", *"c" * 50)}, concurrency=1)
+    assert outcomes[0].unanswered is None
+    assert outcomes[1].unanswered == "too long"
+    assert all("hung up" in (one.unanswered or "") for one in outcomes[2:])
+    assert len(server.bodies) < 10
 
 
 # --- floors and scores ---
@@ -220,22 +243,31 @@ def outcome(suite: str, part: str, right: bool) -> Outcome:
     return Outcome(suite=suite, number=0, case=case, answer=Answer(), wrong=None if right else "no")
 
 
+def unanswered(suite: str, part: str) -> Outcome:
+    case = Case(request={}, check=Check(), part=part)
+    return Outcome(suite=suite, number=0, case=case, answer=Answer(), unanswered="busy")
+
+
 def test_scores_by_suite_and_part() -> None:
     found = scores_of(
         [
             *[outcome("needle", "1k", True)] * 3,
             *[outcome("needle", "4k", right) for right in (True, False)],
             outcome("facts", "only", False),
+            *[unanswered("needle", part) for part in ("1k", "12k")],
+            unanswered("talk", ""),
         ]
     )
     assert {name: (one.rate, one.num_cases) for name, one in found.items()} == {
         "needle": (0.8, 5),
         "needle/1k": (1.0, 3),
         "needle/4k": (0.5, 2),
+        "needle/12k": (None, 0),
         "facts": (0.0, 1),
+        "talk": (None, 0),
     }
     assert all(
-        one.interval == wilson(round(one.rate * n), n)
+        one.interval == (None if one.rate is None else wilson(round(one.rate * n), n))
         for one in found.values()
         for n in [one.num_cases]
     )
@@ -260,6 +292,11 @@ def test_a_floor_is_met_from_it_up(rate: float, floor: float) -> None:
     assert result.is_met == (rate >= floor)
 
 
+def test_a_floor_is_missed_where_nothing_was_answered() -> None:
+    [result] = check_floors(scores_of([unanswered("s", "")]), [Floor("s", 0.0)])
+    assert not result.is_met
+
+
 def test_a_floor_under_nothing_is_refused() -> None:
     with pytest.raises(SetupError) as refused:
         check_floors({"facts": Score(rate=1.0, num_cases=1)}, [Floor("fact", 0.5)])
@@ -278,6 +315,7 @@ def test_the_record_can_be_read_back() -> None:
         scores=scores_of(outcomes),
         floors=tuple(check_floors(scores_of(outcomes), [Floor("s", 0.4)])),
         wrong=(wrong_of(outcomes[1]),),
+        unanswered=(unanswered_of(unanswered("s", "r")),),
     )
     written = json.loads(record.to_json())
     assert written["scores"]["s"]["interval"] == list(wilson(1, 2))
@@ -285,6 +323,8 @@ def test_the_record_can_be_read_back() -> None:
     assert [(one["suite"], one["part"], one["wrong"]) for one in written["wrong"]] == [
         ("s", "q", "no")
     ]
+    assert written["unanswered"] == [{"suite": "s", "number": 0, "part": "r", "reason": "busy"}]
+    assert written["stopped"] is None
     assert {"mserve_version", "model", "started", "duration_s", "settings"} <= written.keys()
 
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mserve.core import SetupError
+from mserve.core import MserveError, SetupError
 
 if TYPE_CHECKING:
     from mserve.evaluate import Case, Floor, FloorResult, Outcome, Record, Score
 
 BELOW_A_FLOOR = 3
+UNANSWERED = 4
 
 
 def evaluate(
@@ -52,8 +53,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--min",
-            help="A floor such as needle=0.95 or needle/12k=0.95; below it the exit code is 3. "
-            "May be repeated.",
+            help="A floor such as needle=0.95 or needle/12k=0.95; below it the exit code is 3, "
+            "or 4 if questions got no answer. May be repeated.",
         ),
     ] = None,
     limit: Annotated[
@@ -79,15 +80,15 @@ def evaluate(
     from mserve.cli.generate import check_writable
     from mserve.evaluate import (
         check_floors,
+        check_tasks,
         first_of_parts,
         load_suite,
         parse_floor,
-        require_harness,
         suite_names,
     )
 
     if task:
-        require_harness()
+        check_tasks(task)
     names = suite or ([] if task else suite_names())
     suites = {name: first_of_parts(cases, limit) for name, cases in map(load_suite, names)}
     floors = [parse_floor(text) for text in minimum or ()]
@@ -108,22 +109,35 @@ def evaluate(
         name = model or first_model(client)
         status.stop()
         started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-        outcomes = _ask(url, api_key, suites, name, settings, concurrency)
-        tasks = _run_tasks(url, api_key, task or [], name, settings, limit, concurrency)
-    record = _recorded(
-        outcomes,
-        tasks,
-        floors,
-        target=target,
-        model=name,
-        started=started.isoformat(timespec="seconds"),
-        duration_s=round(time.monotonic() - clock, 1),
-        settings=settings,
-    )
-    if output is not None:
-        _write(output, record)
-    print_scores(record.scores)
-    return print_floors(check_floors(record.scores, floors))
+        outcomes: list[Outcome] = []
+        tasks: dict[str, Any] = {}
+        stopped: str | None = "interrupted"
+        try:
+            outcomes = _ask(url, api_key, suites, name, settings, concurrency, outcomes.append)
+            tasks = _run_tasks(url, api_key, task or [], name, settings, limit, concurrency)
+            stopped = None
+        except MserveError as error:
+            stopped = error.message
+            raise
+        finally:  # what an hour of asking has found is kept, whatever ends it
+            record = _recorded(
+                outcomes,
+                tasks,
+                floors,
+                target=target,
+                model=name,
+                started=started.isoformat(timespec="seconds"),
+                duration_s=round(time.monotonic() - clock, 1),
+                settings=settings,
+                stopped=stopped,
+            )
+            if record.scores:
+                _keep(record, output)
+    if record.unanswered:
+        num_unanswered, first = len(record.unanswered), record.unanswered[0]
+        typer.echo(f"{num_unanswered} got no answer: {first.reason}", err=True)
+    code = print_floors(check_floors(record.scores, floors))
+    return UNANSWERED if record.unanswered else code
 
 
 def _check_names(floors: Sequence[Floor], suites: Mapping[str, Sequence[Case]]) -> None:
@@ -142,7 +156,9 @@ def _ask(
     model: str,
     settings: dict[str, Any],
     concurrency: int,
+    keep: Callable[[Outcome], None],
 ) -> list[Outcome]:
+    """In the order of the cases. ``keep`` gets each as soon as it is known."""
     from mserve.evaluate import AskClient, run_cases
 
     async def ask(report: Callable[[Outcome], None]) -> list[Outcome]:
@@ -156,7 +172,12 @@ def _ask(
                 report=report,
             )
 
-    with _progress(sum(map(len, suites.values()))) as report:
+    with _progress(sum(map(len, suites.values()))) as show:
+
+        def report(outcome: Outcome) -> None:
+            keep(outcome)
+            show(outcome)
+
         return asyncio.run(ask(report))
 
 
@@ -208,7 +229,14 @@ def _recorded(
 ) -> Record:
     """Floors under what a task turned out not to measure are left out, so that the rest of a
     long run is kept."""
-    from mserve.evaluate import Record, check_floors, scores_of, task_scores, wrong_of
+    from mserve.evaluate import (
+        Record,
+        check_floors,
+        scores_of,
+        task_scores,
+        unanswered_of,
+        wrong_of,
+    )
 
     scores = {**scores_of(outcomes), **task_scores(tasks)}
     floors = [floor for floor in floors if floor.name in scores]
@@ -217,12 +245,17 @@ def _recorded(
         floors=tuple(check_floors(scores, floors)),
         completion_tokens=sum(outcome.answer.completion_tokens for outcome in outcomes),
         wrong=tuple(wrong_of(outcome) for outcome in outcomes if outcome.wrong is not None),
+        unanswered=tuple(unanswered_of(outcome) for outcome in outcomes if outcome.unanswered),
         tasks=tasks,
         **facts,
     )
 
 
-def _write(path: Path, record: Record) -> None:
+def _keep(record: Record, path: Path | None) -> None:
+    """Print the scores, and write the record where one is wanted."""
+    print_scores(record.scores)
+    if path is None:
+        return
     try:
         path.write_bytes(record.to_json())
     except OSError as error:
@@ -241,9 +274,11 @@ def print_scores(scores: Mapping[str, Score]) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for name in sorted(scores):
         score = scores[name]
-        low, high = score.interval or (None, None)
-        between = "" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
-        right = f"{100 * score.rate:.1f} %" if score.interval else f"{score.rate:.4g}"
+        right = between = ""
+        if score.rate is not None:
+            right = f"{100 * score.rate:.1f} %" if score.interval else f"{score.rate:.4g}"
+        if score.interval is not None:
+            between = "{:.1f} to {:.1f}".format(*(100 * end for end in score.interval))
         table.add_row(f"  {name}" if "/" in name else name, str(score.num_cases), right, between)
     Console(highlight=False, markup=False).print(table)
 
@@ -252,5 +287,6 @@ def print_floors(floors: Sequence[FloorResult]) -> int:
     """A line for each; returns the exit code."""
     for floor in floors:
         verdict = "reached" if floor.is_met else "MISSED"
-        typer.echo(f"{floor.name}: {floor.rate:.4g}, at least {floor.floor:g} wanted: {verdict}")
+        found = "no answer" if floor.rate is None else f"{floor.rate:.4g}"
+        typer.echo(f"{floor.name}: {found}, at least {floor.floor:g} wanted: {verdict}")
     return 0 if all(floor.is_met for floor in floors) else BELOW_A_FLOOR

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mserve.core import SetupError
@@ -20,6 +21,21 @@ from mserve.evaluate.client import AskClient
 from mserve.evaluate.tally import Score, share
 
 _MAX_ANSWER_TOKENS = 2048  # where the task does not say; thinking counts
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raise ``SetupError`` where lm-eval is not installed, or knows a task neither by its name
+    nor as a file."""
+    require_harness()
+    from lm_eval.tasks import TaskManager
+
+    known = set(TaskManager().all_tasks)
+    for task in tasks:
+        if task not in known and not Path(task).is_file():
+            raise SetupError(
+                f"lm-eval has no task {task}",
+                hint="`lm_eval ls tasks` lists them; the path of one's own ends in .yaml",
+            )
 
 
 def require_harness() -> None:

@@ -8,20 +8,22 @@ from typing import Any
 
 import msgspec
 
-from mserve.core import EngineError, OverloadedError, RequestError
+from mserve.core import EngineError, RequestError, SetupError
 from mserve.evaluate.client import Answer, AskClient
 from mserve.evaluate.judge import judge
 from mserve.evaluate.suite import Case
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """``wrong``: what is wrong with the answer; ``None``: nothing."""
+    """``unanswered``: why there is no answer. ``wrong``: what is wrong with the one there is;
+    ``None``: nothing."""
 
     suite: str
     number: int
     case: Case
     answer: Answer
-    wrong: str | None
+    wrong: str | None = None
+    unanswered: str | None = None
 
 
 async def run_cases(
@@ -36,24 +38,34 @@ async def run_cases(
     """Ask every case of every suite, ``concurrency`` at a time; the outcomes in their order.
 
     ``settings`` hold for every request that does not say otherwise (temperature, say). A question
-    that the server refuses or fails on is a wrong answer; one that reaches no server ends it all
-    with ``SetupError``.
+    that the server refuses or fails on is unanswered, and so is all that is left when the server
+    is gone. Raises ``SetupError`` if it has answered nothing by then.
     """
     slots = asyncio.Semaphore(concurrency)
+    has_answered = False
+    gone: str | None = None
 
     async def outcome(suite: str, number: int, case: Case) -> Outcome:
+        nonlocal has_answered, gone
         async with slots:
-            answer, wrong = Answer(), None
+            answer, unanswered = Answer(), gone
             try:
-                answer = await client.ask({**settings, **case.request, "model": model})
-            except (RequestError, OverloadedError, EngineError) as error:
-                wrong = f"the server gave no answer: {error.message}"
+                if gone is None:
+                    answer = await client.ask({**settings, **case.request, "model": model})
+                    has_answered = True
+            except (RequestError, EngineError) as error:
+                unanswered = error.message
+            except SetupError as error:
+                if not has_answered:
+                    raise
+                unanswered = gone = error.message
         made = Outcome(
             suite=suite,
             number=number,
             case=case,
             answer=answer,
-            wrong=wrong or judge(case.check, answer),
+            wrong=None if unanswered else judge(case.check, answer),
+            unanswered=unanswered,
         )
         report(made)
         return made
