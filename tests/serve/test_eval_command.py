@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mserve.cli.chat_server import Server
 from mserve.cli.evaluate import BELOW_A_FLOOR, UNANSWERED
 from mserve.cli.main import INTERRUPTED, REFUSED, run
 from mserve.core import SetupError
@@ -162,6 +163,25 @@ def test_questions_without_an_answer_are_told_apart(
         "mine/a": (1.0, 2),
         "mine/b": (None, 0),
     }
+
+
+def test_the_end_of_a_server_of_ours_is_told(
+    answering: Callable[[Reply], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def check() -> None:
+        raise SetupError("signal 9 ended the server\nlast words")
+
+    server = Server(answering(lambda body: {"one": "a1"}.get(last_words(body), 500)), check)
+    monkeypatch.setattr("mserve.cli.chat.server_of", lambda *_: server)
+    assert run(["eval", "mine/", "-s", suite_file(tmp_path, "mine", KNOWN)]) == UNANSWERED
+    assert capsys.readouterr().err.splitlines()[-3:] == [
+        "3 got no answer: refused with 500",
+        "signal 9 ended the server",
+        "last words",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import typer
 from mserve.core import MserveError, SetupError
 
 if TYPE_CHECKING:
+    from mserve.cli.chat_server import Server
     from mserve.evaluate import Case, Floor, FloorResult, Outcome, Record, Score
 
 BELOW_A_FLOOR = 3
@@ -75,7 +76,7 @@ def evaluate(
     """Ask a model what it should know, and count."""
     from rich.console import Console
 
-    from mserve.cli.chat import first_model, url_of
+    from mserve.cli.chat import first_model, server_of
     from mserve.cli.chat_client import ChatClient
     from mserve.cli.generate import check_writable
     from mserve.evaluate import (
@@ -103,8 +104,8 @@ def evaluate(
         def report(stage: str, fraction: float) -> None:
             status.update(f"loading: {stage} {fraction:.0%}")
 
-        url = url_of(target, serve_flags or [], report, stack)
-        client = stack.enter_context(ChatClient(url, api_key=api_key))
+        server = server_of(target, serve_flags or [], report, stack)
+        client = stack.enter_context(ChatClient(server.url, api_key=api_key))
         client.wait_until_ready(report)
         name = model or first_model(client)
         status.stop()
@@ -113,11 +114,14 @@ def evaluate(
         tasks: dict[str, Any] = {}
         stopped: str | None = "interrupted"
         try:
-            outcomes = _ask(url, api_key, suites, name, settings, concurrency, outcomes.append)
-            tasks = _run_tasks(url, api_key, task or [], name, settings, limit, concurrency)
+            outcomes = _ask(
+                server.url, api_key, suites, name, settings, concurrency, outcomes.append
+            )
+            tasks = _run_tasks(server.url, api_key, task or [], name, settings, limit, concurrency)
             stopped = None
         except MserveError as error:
             stopped = error.message
+            server.check()
             raise
         finally:  # what an hour of asking has found is kept, whatever ends it
             record = _recorded(
@@ -133,11 +137,20 @@ def evaluate(
             )
             if record.scores:
                 _keep(record, output)
-    if record.unanswered:
-        num_unanswered, first = len(record.unanswered), record.unanswered[0]
-        typer.echo(f"{num_unanswered} got no answer: {first.reason}", err=True)
+        if record.unanswered:
+            num_unanswered, first = len(record.unanswered), record.unanswered[0]
+            typer.echo(f"{num_unanswered} got no answer: {first.reason}", err=True)
+            _tell_end_of(server)
     code = print_floors(check_floors(record.scores, floors))
     return UNANSWERED if record.unanswered else code
+
+
+def _tell_end_of(server: Server) -> None:
+    """Print the last lines of a server of ours that has ended."""
+    try:
+        server.check()
+    except SetupError as error:
+        typer.echo(error.message, err=True)
 
 
 def _check_names(floors: Sequence[Floor], suites: Mapping[str, Sequence[Case]]) -> None:
