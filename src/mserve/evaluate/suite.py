@@ -30,6 +30,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The content, blanks around it aside."""
     contains: tuple[str, ...] = ()
     """Each within the content, and not as a part of a longer word or number."""
+    absent: tuple[str, ...] = ()
+    """None of them within the content, looked for in the same way."""
     json: Any = msgspec.UNSET
     """The content is JSON of this value."""
     calls: tuple[dict[str, Any], ...] | msgspec.UnsetType = msgspec.UNSET
