@@ -40,6 +40,7 @@ from mserve.evaluate import (
     wrong_of,
 )
 from mserve.evaluate.harness import generation_body, likelihood, run_tasks
+from mserve.evaluate.tally import share
 
 # --- intervals ---
 
@@ -237,7 +238,7 @@ def run(server: Server, suites: dict[str, list[Case]], concurrency: int = 2) -> 
         async with server.client() as client:
             return await run_cases(
                 client,
-                suites,
+                {name: dict(enumerate(cases)) for name, cases in suites.items()},
                 model="m",
                 settings={"temperature": 0.0},
                 concurrency=concurrency,
@@ -453,6 +454,24 @@ def test_scores_of_tasks_get_intervals_where_they_are_shares() -> None:
     assert scores["t/exact_match,loose"].rate == 1.0
     assert scores["t/perplexity"].interval is None
     assert len(scores) == 3
+
+
+def test_scores_of_groups_count_the_cases_of_their_tasks() -> None:
+    """A mean over tasks of several sizes is no share of the cases."""
+    results = {
+        "big": {"acc,none": 1.0, "sample_len": 2},
+        "small": {"acc,none": 0.0, "sample_len": 1},
+        "of_cases": {"alias": "a", "acc,none": 2 / 3, "sample_len": 3, "acc_stderr,none": "N/A"},
+        "of_tasks": {"acc,none": 0.5, "sample_len": 3, "sample_count": {"acc,none": 3}},
+        "of_none": {"alias": "a"},
+    }
+    asked = {"big": {"original": 9, "effective": 2}, "small": {"original": 9, "effective": 1}}
+    assert task_scores({"results": results, "n-samples": asked}) == {
+        "big/acc": share(2, 2),
+        "small/acc": share(0, 1),
+        "of_cases/acc": share(2, 3),
+        "of_tasks/acc": Score(rate=0.5, num_cases=3),
+    }
 
 
 def test_generation_options_become_a_chat_request() -> None:

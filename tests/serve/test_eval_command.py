@@ -217,15 +217,17 @@ def test_what_was_answered_is_kept_whatever_ends_the_run(
 def test_a_limit_takes_the_first_of_each_part(
     answering: Callable[[Reply], str], tmp_path: Path
 ) -> None:
+    """And records it under its place in the whole file."""
     asked: list[str] = []
 
     def reply(body: dict[str, Any]) -> str:
         asked.append(last_words(body))
         return ""
 
-    mine = suite_file(tmp_path, "mine", KNOWN)
-    assert run(["eval", answering(reply), "--suite", mine, "--limit", "1"]) == 0
+    mine, out = suite_file(tmp_path, "mine", KNOWN), tmp_path / "record.json"
+    assert run(["eval", answering(reply), "-s", mine, "--limit", "1", "-o", str(out)]) == 0
     assert sorted(asked) == ["one", "three"]
+    assert [one["number"] for one in json.loads(out.read_text())["wrong"]] == [0, 2]
 
 
 def test_what_a_suite_asks_is_what_the_server_gets(answering: Callable[[Reply], str]) -> None:
@@ -253,7 +255,11 @@ def test_what_a_suite_asks_is_what_the_server_gets(answering: Callable[[Reply], 
         (["http://127.0.0.1:9", "--suite", "fact"], "no suite fact"),
         (["http://127.0.0.1:9", "--min", "needles=0.9"], "that is not asked"),
         (["http://127.0.0.1:9", "-s", "facts", "--min", "needle=0.9"], "that is not asked"),
+        (["http://127.0.0.1:9", "--min", "results/result=0.9"], "that is not asked"),
+        (["http://127.0.0.1:9", "--min", "facts/=0.9"], "that is not asked"),
+        (["http://127.0.0.1:9", "-s", "turns", "--min", "turns/nam=0"], "turns/name"),
         (["http://127.0.0.1:9", "--min", "needle"], "not understood"),
+        (["http://127.0.0.1:9", "-s", "facts", "-s", "facts"], "facts is given twice"),
         (["http://127.0.0.1:9", "--output", "no/such/folder/x.json"], "not a folder"),
         (["http://127.0.0.1:9", "--concurrency", "0"], "greater than or equal to 1"),
     ],
@@ -285,6 +291,27 @@ def test_a_task_that_is_not_known_is_refused_at_once(
     assert f"lm-eval has no task {task}" in capsys.readouterr().err
     assert run(["eval", "http://127.0.0.1:9", *known]) == REFUSED
     assert "nothing answers" in capsys.readouterr().err
+
+
+def test_two_suites_of_one_name_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        flags += ["-s", suite_file(folder, "mine", KNOWN)]
+    assert run(["eval", "http://127.0.0.1:9", *flags]) == REFUSED
+    assert "--suite mine is given twice" in capsys.readouterr().err
+
+
+def test_a_floor_under_a_suite_is_checked_beside_a_task(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mserve.evaluate.check_tasks", lambda tasks: None)
+    asked = ["-s", "facts", "--task", "gsm8k"]
+    for floor, said in [("facts/x", "not asked"), ("gsm8k/exact_match", "nothing answers")]:
+        assert run(["eval", "http://127.0.0.1:9", *asked, "--min", f"{floor}=0"]) == REFUSED
+        assert said in capsys.readouterr().err
 
 
 def test_a_missing_library_is_named(

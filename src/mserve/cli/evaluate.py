@@ -82,19 +82,16 @@ def evaluate(
     from mserve.evaluate import (
         check_floors,
         check_tasks,
-        first_of_parts,
-        load_suite,
+        load_suites,
         parse_floor,
         suite_names,
     )
 
     if task:
         check_tasks(task)
-    names = suite or ([] if task else suite_names())
-    suites = {name: first_of_parts(cases, limit) for name, cases in map(load_suite, names)}
+    suites = load_suites(suite or ([] if task else suite_names()), limit)
     floors = [parse_floor(text) for text in minimum or ()]
-    if not task:  # what a task measures, and under which names, is seen when it has run
-        _check_names(floors, suites)
+    _check_names(floors, suites, bool(task))
     if output is not None:
         check_writable(output)
     settings = {"temperature": temperature}
@@ -153,19 +150,27 @@ def _tell_end_of(server: Server) -> None:
         typer.echo(error.message, err=True)
 
 
-def _check_names(floors: Sequence[Floor], suites: Mapping[str, Sequence[Case]]) -> None:
-    """Raise ``SetupError`` now, not after the work, for a floor under what is not asked."""
-    parts = {f"{name}/{case.part}" for name, cases in suites.items() for case in cases}
+def _check_names(
+    floors: Sequence[Floor], suites: Mapping[str, Mapping[int, Case]], has_tasks: bool
+) -> None:
+    """Raise ``SetupError`` now, not after the work, for a floor under what is not asked. What a
+    task measures, and under which names, is seen when it has run."""
+    from mserve.evaluate import score_names
+
+    names = score_names(
+        {suite: [case.part for case in cases.values()] for suite, cases in suites.items()}
+    )
     for floor in floors:
-        if floor.name not in suites and floor.name not in parts:
-            asked = ", ".join(suites)
+        is_of_task = has_tasks and floor.name.partition("/")[0] not in suites
+        if floor.name not in names and not is_of_task:
+            asked = ", ".join(names)
             raise SetupError(f"--min {floor.name}: that is not asked", hint=f"asked are {asked}")
 
 
 def _ask(
     url: str,
     api_key: str | None,
-    suites: Mapping[str, Sequence[Case]],
+    suites: Mapping[str, Mapping[int, Case]],
     model: str,
     settings: dict[str, Any],
     concurrency: int,

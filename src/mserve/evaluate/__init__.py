@@ -14,7 +14,14 @@ from mserve.evaluate.harness import check_tasks, run_tasks, task_scores
 from mserve.evaluate.judge import judge
 from mserve.evaluate.record import Record, Unanswered, Wrong, unanswered_of, wrong_of
 from mserve.evaluate.run import Outcome, run_cases
-from mserve.evaluate.suite import Case, Check, first_of_parts, load_suite, suite_names
+from mserve.evaluate.suite import (
+    Case,
+    Check,
+    first_of_parts,
+    load_suite,
+    load_suites,
+    suite_names,
+)
 from mserve.evaluate.tally import (
     Floor,
     FloorResult,
@@ -43,6 +50,7 @@ __all__ = [
     "first_of_parts",
     "judge",
     "load_suite",
+    "load_suites",
     "parse_floor",
     "run_cases",
     "run_tasks",

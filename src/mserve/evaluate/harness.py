@@ -81,11 +81,13 @@ def run_tasks(
 def task_scores(found: Mapping[str, Any]) -> dict[str, Score]:
     """Scores by ``task/metric``, and by ``task/metric,filter`` for the filters beyond the first.
 
-    A metric gets an interval where it is a share of the task's cases.
+    A metric gets an interval where it is a share of the task's cases, or of those of all tasks in
+    a group.
     """
     scores: dict[str, Score] = {}
     for task, metrics in (found.get("results") or {}).items():
-        num_cases = ((found.get("n-samples") or {}).get(task) or {}).get("effective", 0)
+        asked = (found.get("n-samples") or {}).get(task) or {}  # of tasks only, not of groups
+        num_cases = metrics.get("sample_len") or asked.get("effective", 0)
         for key, value in metrics.items():
             metric, _, rule = key.partition(",")
             if metric.endswith("_stderr") or not rule or isinstance(value, str | bool):

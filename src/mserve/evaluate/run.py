@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -15,8 +15,8 @@ from mserve.evaluate.suite import Case
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """``unanswered``: why there is no answer. ``wrong``: what is wrong with the one there is;
-    ``None``: nothing."""
+    """``number``: the case's place in its suite, from 0. ``unanswered``: why there is no answer.
+    ``wrong``: what is wrong with the one there is; ``None``: nothing."""
 
     suite: str
     number: int
@@ -28,14 +28,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 async def run_cases(
     client: AskClient,
-    suites: Mapping[str, Sequence[Case]],
+    suites: Mapping[str, Mapping[int, Case]],
     *,
     model: str,
     settings: Mapping[str, Any],
     concurrency: int,
     report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Ask every case of every suite, ``concurrency`` at a time; the outcomes in their order.
+    """Ask every case of every suite, ``concurrency`` at a time; the outcomes in their order. Cases
+    stand under their places.
 
     ``settings`` hold for every request that does not say otherwise (temperature, say). A question
     that the server refuses or fails on is unanswered, and so is all that is left when the server
@@ -75,7 +76,7 @@ async def run_cases(
             tasks = [
                 group.create_task(outcome(name, number, case))
                 for name, cases in suites.items()
-                for number, case in enumerate(cases)
+                for number, case in cases.items()
             ]
     except* Exception as errors:  # the first is the one to tell; the others follow from it
         first: BaseException = errors
