@@ -199,12 +199,14 @@ def ask(reply: Any, status: int = 200) -> Answer:
     return asyncio.run(once())
 
 
-def said(text: str) -> dict[str, Any]:
+def said(text: Any) -> dict[str, Any]:
     message = {"role": "assistant", "content": text, "reasoning_content": None}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     return {"choices": [choice], "usage": {"completion_tokens": 3}}
 
 
+PARTS = [{"type": "text", "text": "Pa"}, {"type": "refusal"}, {"type": "text", "text": "ris"}]
+NO_TEXTS: list[Any] = [5, {"text": "Paris"}, ["Paris"], [{"type": "text", "text": 5}]]
 REFUSAL = {"error": {"message": "too long", "type": "invalid_request_error"}}
 
 
@@ -217,6 +219,7 @@ REFUSAL = {"error": {"message": "too long", "type": "invalid_request_error"}}
         (401, REFUSAL, SetupError, "too long"),
         (200, {"object": "list"}, SetupError, "OpenAI"),
         (200, {"choices": []}, SetupError, "OpenAI"),
+        *[(200, said(content), SetupError, "OpenAI") for content in NO_TEXTS],
         (502, ["bad"], SetupError, "502"),
         (500, ["bad"], EngineError, "500"),
     ],
@@ -224,6 +227,11 @@ REFUSAL = {"error": {"message": "too long", "type": "invalid_request_error"}}
 def test_what_is_no_answer(status: int, reply: Any, kind: type[MserveError], message: str) -> None:
     with pytest.raises(kind, match=message):
         ask(reply, status)
+
+
+def test_an_answer_in_parts_is_the_text_of_them() -> None:
+    assert ask(said(PARTS)).content == "Paris"
+    assert ask(said(None)).content == ""
 
 
 def cases(*texts: str) -> list[Case]:

@@ -130,14 +130,23 @@ def _answer(body: dict[str, Any]) -> Answer:
     message = choice["message"]
     calls = [call["function"] for call in message.get("tool_calls") or ()]
     return Answer(
-        content=message.get("content") or "",
-        reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
+        content=_text(message.get("content")),
+        reasoning=_text(message.get("reasoning_content") or message.get("reasoning")),
         calls=tuple(
             {"name": call["name"], "arguments": _loaded(call["arguments"])} for call in calls
         ),
         finish_reason=choice.get("finish_reason"),
         completion_tokens=(body.get("usage") or {}).get("completion_tokens") or 0,
     )
+
+
+def _text(content: Any) -> str:
+    """Some servers give it in parts. Raises ``TypeError`` for what is neither text nor that."""
+    if isinstance(content, list):
+        return "".join(_text(part["text"]) for part in content if part["type"] == "text")
+    if not isinstance(content, str | None):
+        raise TypeError("content that is no text")
+    return content or ""
 
 
 def _loaded(text: Any) -> Any:
