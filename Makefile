@@ -7,6 +7,9 @@ PYTHON ?= $(shell sh tools/find_python.sh)
 DEMO ?= demo
 DEMO_RUN ?= checkpoints/demo-run
 PORT ?= 8000
+# The first is what it is called; the others are what published guides ask for, so that their first
+# questions can be pasted as they are.
+DEMO_NAMES := demo MiniMaxAI/MiniMax-M3 MiniMaxAI/MiniMax-M2.5 MiniMax-M2.7
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
@@ -28,7 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 serve-demo: $(STAMP)  ## serve the demo model on 127.0.0.1
-	$(BIN)/mserve serve $(DEMO) --served-model-name demo --port $(PORT) --kv-cache-memory-bytes 1G
+	$(BIN)/mserve serve $(DEMO) $(DEMO_NAMES:%=--served-model-name %) --port $(PORT) \
+		--kv-cache-memory-bytes 1G
 
 demo-model: $(STAMP)  ## train the demo model anew, in hours; if cut short, go on
 	$(BIN)/python -m demo.train $(DEMO_RUN)
