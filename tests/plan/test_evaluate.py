@@ -1,4 +1,4 @@
-"""Evaluation without a server: checks, intervals, floors, suites and the record."""
+"""Evaluation without a server: asking, intervals, floors, suites and the record."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import asyncio
 import json
 import lzma
 import math
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -34,13 +32,10 @@ from mserve.evaluate import (
     run_cases,
     scores_of,
     suite_names,
-    task_scores,
     unanswered_of,
     wilson,
     wrong_of,
 )
-from mserve.evaluate.harness import generation_body, likelihood, run_tasks
-from mserve.evaluate.tally import share
 
 # --- intervals ---
 
@@ -69,86 +64,9 @@ def test_the_interval_of_published_tables() -> None:
         assert found == pytest.approx((low, high), abs=5e-5)
 
 
-# --- checks ---
+# --- asking ---
 
 CALL = {"name": "f", "arguments": {"a": 1, "b": [True, "x"]}}
-OTHER = {"name": "g", "arguments": {}}
-
-
-@pytest.mark.parametrize(
-    ("check", "right", "wrong"),
-    [
-        (Check(equals="a b"), Answer(content=" a b\n"), Answer(content="a b c")),
-        (Check(contains=("932",)), Answer(content="= 932."), Answer(content="= 1932.")),
-        (Check(contains=("Rome",)), Answer(content="**Rome**"), Answer(content="Romeo")),
-        (Check(contains=("上海",)), Answer(content="我在上海市"), Answer(content="我在北京")),
-        (Check(contains=("a", "b")), Answer(content="b, a"), Answer(content="a")),
-        (Check(absent=("7", "8")), Answer(content="= 78"), Answer(content="7 or 8")),
-        (Check(contains=("9",), absent=("8",)), Answer(content="9"), Answer(content="8, 9")),
-        (Check(equals="a"), Answer(content="a"), Answer(content="a", finish_reason="length")),
-        (Check(), Answer(finish_reason="stop"), Answer(finish_reason="length")),
-        (Check(json={"a": 1}), Answer(content='{"a":1}'), Answer(content='{"a": true}')),
-        (Check(json={"a": 1}), Answer(content=' {"a": 1}'), Answer(content='{"a": 1')),
-        (Check(json=None), Answer(content="null"), Answer(content="")),
-        (Check(calls=(CALL, OTHER)), Answer(calls=(OTHER, CALL)), Answer(calls=(CALL,))),
-        (Check(calls=(CALL,)), Answer(calls=(CALL,)), Answer(calls=(CALL, CALL))),
-        (Check(calls=()), Answer(), Answer(calls=(OTHER,))),
-        (Check(thinks=True), Answer(reasoning="so"), Answer(reasoning=" \n")),
-        (Check(thinks=False), Answer(), Answer(reasoning="so")),
-    ],
-)
-def test_checks(check: Check, right: Answer, wrong: Answer) -> None:
-    assert judge(check, right) is None
-    assert judge(check, wrong)
-
-
-NUMBERS = st.integers(0, 10**6).map(str)
-
-
-@given(
-    NUMBERS, st.sampled_from(["{}", "= {}.", "**{}**", "({})", "$:{},", "是{}。", "约{}度", "[{}]"])
-)
-def test_a_number_is_found_among_what_is_no_part_of_it(number: str, around: str) -> None:
-    assert judge(Check(contains=(number,)), Answer(content=around.format(number))) is None
-
-
-OTHER_NUMBERS = ["-{}", "\u2212{}", "= -{}.", "负{}", "1{}", "{}1", "1.{}", ".{}", "0,{}", "{}.5"]
-OTHER_NUMBERS += ["{},000", "x{}", "{}nd", "é{}", "{}я", "{}万", "٣{}"]
-
-
-@given(NUMBERS, st.sampled_from(OTHER_NUMBERS))
-def test_a_number_is_not_found_in_another(number: str, other: str) -> None:
-    assert judge(Check(contains=(number,)), Answer(content=other.format(number)))
-    assert judge(Check(absent=(number,)), Answer(content=other.format(number))) is None
-
-
-@pytest.mark.parametrize(
-    ("wanted", "content", "is_there"),
-    [
-        ("-238", "It is -238.", True),
-        ("-238", "It is \u2212238.", True),
-        ("-238", "500-238", False),
-        ("2.5", "about 2.5.", True),
-        ("2.5", "about 12.5", False),
-        ("7", "7, 8 and 9", True),
-        ("7", "not 17, but 7", True),
-        ("7", "Well...7", True),
-        ("cafe", "le cafe\u0301", False),
-        ("café", "le cafe\u0301", True),
-        ("Oslo", "яOslo Oslo", True),
-        ("Oslo", "яOslo", False),
-        ("Paris", "首都是Paris。", True),
-        ("Paris", "Parisя", False),
-        ("巴黎", "首都是巴黎市", True),
-        ("巴黎", "Paris是巴黎Paris", True),
-        ("क", "कि", False),
-        ("Rome", "☀\ufe0fRome", True),
-        ("Rome", "_Rome_", True),
-        ("Hello!", "Hello!You", True),
-    ],
-)
-def test_a_word_is_found_where_no_letter_goes_on(wanted: str, content: str, is_there: bool) -> None:
-    assert (judge(Check(contains=(wanted,)), Answer(content=content)) is None) == is_there
 
 
 @pytest.mark.parametrize("arguments", ['{"a": 2, "b": [true, "x"]}', '{"a": 1}', "{", None])
@@ -162,9 +80,6 @@ def test_other_arguments_are_another_call(arguments: str | None) -> None:
 
 def call(name: str, arguments: str | None) -> dict[str, Any]:
     return {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-# --- asking ---
 
 
 class Server:
@@ -439,106 +354,3 @@ def test_what_is_no_suite_is_refused(tmp_path: Path, content: bytes, message: st
 def test_an_unknown_suite_is_refused(name: str) -> None:
     with pytest.raises(SetupError, match=r"no suite|cannot read"):
         load_suite(name)
-
-
-# --- lm-eval ---
-
-
-def test_scores_of_tasks_get_intervals_where_they_are_shares() -> None:
-    found = {
-        "results": {
-            "t": {
-                "alias": "t",
-                "exact_match,strict": 0.75,
-                "exact_match_stderr,strict": 0.1,
-                "exact_match,loose": 1.0,
-                "perplexity,none": 12.5,
-            }
-        },
-        "n-samples": {"t": {"original": 8, "effective": 4}},
-    }
-    scores = task_scores(found)
-    assert scores["t/exact_match"] == Score(rate=0.75, num_cases=4, interval=wilson(3, 4))
-    assert scores["t/exact_match,loose"].rate == 1.0
-    assert scores["t/perplexity"].interval is None
-    assert len(scores) == 3
-
-
-def test_scores_of_groups_count_the_cases_of_their_tasks() -> None:
-    """A mean over tasks of several sizes is no share of the cases."""
-    results = {
-        "big": {"acc,none": 1.0, "sample_len": 2},
-        "small": {"acc,none": 0.0, "sample_len": 1},
-        "of_cases": {"alias": "a", "acc,none": 2 / 3, "sample_len": 3, "acc_stderr,none": "N/A"},
-        "of_tasks": {"acc,none": 0.5, "sample_len": 3, "sample_count": {"acc,none": 3}},
-        "of_none": {"alias": "a"},
-    }
-    asked = {"big": {"original": 9, "effective": 2}, "small": {"original": 9, "effective": 1}}
-    assert task_scores({"results": results, "n-samples": asked}) == {
-        "big/acc": share(2, 2),
-        "small/acc": share(0, 1),
-        "of_cases/acc": share(2, 3),
-        "of_tasks/acc": Score(rate=0.5, num_cases=3),
-    }
-
-
-def test_generation_options_become_a_chat_request() -> None:
-    options = {"until": ["\n", ""], "max_gen_toks": 7, "temperature": 0.7, "do_sample": False}
-    body = generation_body("Q", options, {"temperature": 0.0})
-    assert body == {
-        "messages": [{"role": "user", "content": "Q"}],
-        "max_tokens": 7,
-        "stop": ["\n"],
-        "temperature": 0.0,
-    }
-    assert generation_body("Q", {**options, "do_sample": True}, {})["temperature"] == 0.7
-
-
-def test_likelihood_counts_what_follows_the_context() -> None:
-    logprobs = {
-        "text_offset": [0, 2, 5, 6],
-        "token_logprobs": [None, -9.0, -0.5, -0.25],
-        "top_logprobs": [None, {"a": -0.1}, {"b": -0.5}, {"c": -0.25}],
-    }
-    assert likelihood(logprobs, 5) == (-0.75, True)
-    assert likelihood(logprobs, 0) == (-9.75, False)
-
-
-def test_the_library_gets_a_model_that_asks_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """lm-eval itself is not needed: its stand-in calls the model as it does, and reports."""
-
-    async def answer(request: httpx.Request) -> httpx.Response:
-        body = json.loads(request.content)
-        assert body["model"] == "m"
-        if request.url.path == "/v1/chat/completions":
-            return httpx.Response(200, json=said(body["messages"][0]["content"].upper()))
-        tokens = {"text_offset": [0, 1], "token_logprobs": [None, -float(len(body["prompt"]))]}
-        logprobs = {**tokens, "top_logprobs": [None, {"x": -1.0}]}
-        return httpx.Response(200, json={"choices": [{"logprobs": logprobs}]})
-
-    def simple_evaluate(model: Any, tasks: list[str], **options: Any) -> dict[str, Any]:
-        def requests(*arguments: Any) -> list[Any]:
-            return [SimpleNamespace(args=one) for one in arguments]
-
-        assert options["limit"] == 2
-        said_back = model.generate_until(requests(("ab", {"until": ["\n"]}), ("c", {})))
-        metrics = {"said,none": said_back == ["AB", "C"]}
-        assert model.loglikelihood(requests(("a", "b"), ("a", "bcd"))) == [(-2, False), (-4, False)]
-        assert model.loglikelihood_rolling(requests(("abc",))) == [-3.0]
-        return {"results": {tasks[0]: {k: float(v) for k, v in metrics.items()}}, "n-samples": {}}
-
-    library, model_module = ModuleType("lm_eval"), ModuleType("lm_eval.api.model")
-    library.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]
-    model_module.LM = object  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lm_eval", library)
-    monkeypatch.setitem(sys.modules, "lm_eval.api", ModuleType("lm_eval.api"))
-    monkeypatch.setitem(sys.modules, "lm_eval.api.model", model_module)
-    monkeypatch.setattr("mserve.evaluate.harness.require_harness", lambda: None)
-    monkeypatch.setattr(
-        "mserve.evaluate.harness.AskClient",
-        lambda url, api_key: AskClient(url, transport=httpx.MockTransport(answer)),
-    )
-    found = run_tasks(
-        "http://it", ["t"], model="m", api_key=None, settings={}, limit=2, concurrency=2
-    )
-    assert task_scores(found)["t/said"].rate == 1.0
