@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from mserve.cli.chat import Conversation
+from mserve.cli.chat import Conversation, server_of
 from mserve.cli.chat_client import ChatClient, Piece, Turn
 from mserve.cli.chat_screen import Answer, describe, read_message, split_blocks
 from mserve.core import EngineError, NotReadyError, RequestError, SetupError
@@ -146,6 +147,25 @@ def test_a_conversation_sends_all_that_was_said(conversation: Conversation, serv
     assert "top_p" not in server.bodies[1]
 
 
+def test_what_the_model_thought_stays_in_the_conversation(
+    conversation: Conversation, server: Server
+) -> None:
+    """It is not shown where there is no terminal, and goes back with what was said."""
+    deltas = [{"reasoning": "so"}, {"reasoning_content": " so"}, {"content": "yes"}]
+    events = [event(choices=[{"delta": delta}]) for delta in deltas]
+    server.refuse = httpx.Response(200, content=b"".join(events))
+    conversation.ask("hi")
+    assert shown(conversation) == "yes\n"
+    server.refuse = None
+    conversation.ask("and?")
+    conversation.ask("more?")
+    assert server.bodies[-1]["messages"][2:5] == [
+        {"role": "assistant", "content": "yes", "reasoning_content": "so so"},
+        {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "Hello world"},
+    ]
+
+
 def test_a_refused_question_is_forgotten(conversation: Conversation, server: Server) -> None:
     server.refuse = httpx.Response(400, json={"error": {"message": "no"}})
     with pytest.raises(RequestError):
@@ -203,6 +223,35 @@ def test_an_error_does_not_end_the_conversation(
     monkeypatch.setattr("builtins.input", next_line)
     conversation.run()
     assert "the queue is full" in shown(conversation)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_server_of_ours_that_is_gone_ends_the_conversation(
+    conversation: Conversation, server: Server, monkeypatch: pytest.MonkeyPatch, is_gone: bool
+) -> None:
+    def check() -> None:
+        if is_gone:
+            raise SetupError("signal 9 ended the server")
+
+    lines = iter(["hi", "and?", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    conversation.check_server = check
+    server.refuse = httpx.Response(500, json={"error": {"message": "it failed"}})
+    with pytest.raises(SetupError, match="signal 9") if is_gone else contextlib.nullcontext():
+        conversation.run()
+    assert list(lines) == (["and?", "/exit"] if is_gone else [])
+    assert shown(conversation).count("it failed") == (0 if is_gone else 2)
+
+
+def test_shared_hints_name_no_command(tmp_path: Path) -> None:
+    """`mserve chat` and `mserve eval` say the same."""
+    with contextlib.ExitStack() as stack, pytest.raises(SetupError) as flags:
+        server_of("http://127.0.0.1:9", ["--x"], None, stack)
+    with pytest.raises(SetupError) as dead, ChatClient("http://127.0.0.1:9") as client:
+        client.wait_until_ready(lambda stage, fraction: None)
+    for error in (flags.value, dead.value):
+        assert error.hint is not None
+        assert {"chat", "eval"}.isdisjoint(f"{error.message} {error.hint}".split())
 
 
 @pytest.mark.parametrize(

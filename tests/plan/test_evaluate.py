@@ -1,4 +1,4 @@
-"""Evaluation without a server: checks, intervals, floors, suites and the record."""
+"""Evaluation without a server: asking, intervals, floors, suites and the record."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import asyncio
 import json
 import lzma
 import math
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo import suites as demo_suites
-from mserve.core import MserveError, RequestError, SetupError
+from mserve.core import EngineError, MserveError, RequestError, SetupError
 from mserve.evaluate import (
     Answer,
     AskClient,
@@ -34,11 +32,10 @@ from mserve.evaluate import (
     run_cases,
     scores_of,
     suite_names,
-    task_scores,
+    unanswered_of,
     wilson,
     wrong_of,
 )
-from mserve.evaluate.harness import generation_body, likelihood, run_tasks
 
 # --- intervals ---
 
@@ -67,33 +64,9 @@ def test_the_interval_of_published_tables() -> None:
         assert found == pytest.approx((low, high), abs=5e-5)
 
 
-# --- checks ---
+# --- asking ---
 
 CALL = {"name": "f", "arguments": {"a": 1, "b": [True, "x"]}}
-OTHER = {"name": "g", "arguments": {}}
-
-
-@pytest.mark.parametrize(
-    ("check", "right", "wrong"),
-    [
-        (Check(equals="a b"), Answer(content=" a b\n"), Answer(content="a b c")),
-        (Check(contains=("932",)), Answer(content="= 932."), Answer(content="= 1932.")),
-        (Check(contains=("Rome",)), Answer(content="**Rome**"), Answer(content="Romeo")),
-        (Check(contains=("上海",)), Answer(content="我在上海市"), Answer(content="我在北京")),
-        (Check(contains=("a", "b")), Answer(content="b, a"), Answer(content="a")),
-        (Check(json={"a": 1}), Answer(content='{"a":1}'), Answer(content='{"a": true}')),
-        (Check(json={"a": 1}), Answer(content=' {"a": 1}'), Answer(content='{"a": 1')),
-        (Check(json=None), Answer(content="null"), Answer(content="")),
-        (Check(calls=(CALL, OTHER)), Answer(calls=(OTHER, CALL)), Answer(calls=(CALL,))),
-        (Check(calls=(CALL,)), Answer(calls=(CALL,)), Answer(calls=(CALL, CALL))),
-        (Check(calls=()), Answer(), Answer(calls=(OTHER,))),
-        (Check(thinks=True), Answer(reasoning="so"), Answer(reasoning=" \n")),
-        (Check(thinks=False), Answer(), Answer(reasoning="so")),
-    ],
-)
-def test_checks(check: Check, right: Answer, wrong: Answer) -> None:
-    assert judge(check, right) is None
-    assert judge(check, wrong)
 
 
 @pytest.mark.parametrize("arguments", ['{"a": 2, "b": [true, "x"]}', '{"a": 1}', "{", None])
@@ -109,11 +82,9 @@ def call(name: str, arguments: str | None) -> dict[str, Any]:
     return {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-# --- asking ---
-
-
 class Server:
-    """Answers with what it was given, in turn; the last one again and again."""
+    """Answers with what it was given, in turn; the last one again and again. 0: the connection
+    breaks."""
 
     def __init__(self, *replies: tuple[int, Any]) -> None:
         self.replies = list(replies)
@@ -127,6 +98,8 @@ class Server:
         await asyncio.sleep(0)
         self.running -= 1
         status, body = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if not status:
+            raise httpx.RemoteProtocolError("it hung up", request=request)
         return httpx.Response(status, json=body)
 
     def client(self) -> AskClient:
@@ -141,12 +114,14 @@ def ask(reply: Any, status: int = 200) -> Answer:
     return asyncio.run(once())
 
 
-def said(text: str) -> dict[str, Any]:
+def said(text: Any) -> dict[str, Any]:
     message = {"role": "assistant", "content": text, "reasoning_content": None}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     return {"choices": [choice], "usage": {"completion_tokens": 3}}
 
 
+PARTS = [{"type": "text", "text": "Pa"}, {"type": "refusal"}, {"type": "text", "text": "ris"}]
+NO_TEXTS: list[Any] = [5, {"text": "Paris"}, ["Paris"], [{"type": "text", "text": 5}]]
 REFUSAL = {"error": {"message": "too long", "type": "invalid_request_error"}}
 
 
@@ -159,12 +134,19 @@ REFUSAL = {"error": {"message": "too long", "type": "invalid_request_error"}}
         (401, REFUSAL, SetupError, "too long"),
         (200, {"object": "list"}, SetupError, "OpenAI"),
         (200, {"choices": []}, SetupError, "OpenAI"),
+        *[(200, said(content), SetupError, "OpenAI") for content in NO_TEXTS],
         (502, ["bad"], SetupError, "502"),
+        (500, ["bad"], EngineError, "500"),
     ],
 )
 def test_what_is_no_answer(status: int, reply: Any, kind: type[MserveError], message: str) -> None:
     with pytest.raises(kind, match=message):
         ask(reply, status)
+
+
+def test_an_answer_in_parts_is_the_text_of_them() -> None:
+    assert ask(said(PARTS)).content == "Paris"
+    assert ask(said(None)).content == ""
 
 
 def cases(*texts: str) -> list[Case]:
@@ -179,7 +161,7 @@ def run(server: Server, suites: dict[str, list[Case]], concurrency: int = 2) -> 
         async with server.client() as client:
             return await run_cases(
                 client,
-                suites,
+                {name: dict(enumerate(cases)) for name, cases in suites.items()},
                 model="m",
                 settings={"temperature": 0.0},
                 concurrency=concurrency,
@@ -191,12 +173,9 @@ def run(server: Server, suites: dict[str, list[Case]], concurrency: int = 2) -> 
 def test_outcomes_stand_in_the_order_of_the_cases() -> None:
     server = Server((200, said("a")), (503, REFUSAL), (200, said("b")), (400, REFUSAL))
     outcomes = run(server, {"s": cases("a", "b"), "t": cases("c")}, concurrency=1)
-    assert [(one.suite, one.number, one.wrong is None) for one in outcomes] == [
-        ("s", 0, True),
-        ("s", 1, True),
-        ("t", 0, False),
-    ]
-    assert outcomes[2].wrong == "the server gave no answer: too long"
+    assert [(one.suite, one.number) for one in outcomes] == [("s", 0), ("s", 1), ("t", 0)]
+    assert all(one.wrong is None for one in outcomes)
+    assert [one.unanswered for one in outcomes] == [None, None, "too long"]
     assert all(body["model"] == "m" and body["temperature"] == 0.0 for body in server.bodies)
 
 
@@ -207,9 +186,30 @@ def test_no_more_run_at_a_time_than_allowed(concurrency: int) -> None:
     assert server.most_running == min(concurrency, 20)
 
 
-def test_no_server_ends_it_all() -> None:
-    with pytest.raises(SetupError, match="OpenAI"):
-        run(Server((200, said("a")), (200, {})), {"s": cases("a", "b", "c")})
+HICCUPS = [(0, None), (502, ["bad"]), (503, REFUSAL), (429, REFUSAL)]
+
+
+@pytest.mark.parametrize("hiccup", HICCUPS, ids=lambda hiccup: str(hiccup[0]))
+def test_a_hiccup_costs_no_answer(hiccup: tuple[int, Any]) -> None:
+    server = Server(hiccup, (200, said("a")), hiccup, hiccup, (200, said("b")))
+    outcomes = run(server, {"s": cases("a", "b")}, concurrency=1)
+    assert [(one.wrong, one.unanswered) for one in outcomes] == [(None, None)] * 2
+
+
+@pytest.mark.parametrize("reply", [(0, None), (502, ["bad"]), (200, {})])
+def test_without_a_server_nothing_is_counted(reply: tuple[int, Any]) -> None:
+    with pytest.raises(SetupError, match=r"hung up|OpenAI"):
+        run(Server(reply), {"s": cases("a", "b", "c")})
+
+
+def test_what_a_server_answered_before_it_was_gone_is_kept() -> None:
+    """And it is not looked for again with every question that is left."""
+    server = Server((200, said("a")), (500, REFUSAL), (0, None))
+    outcomes = run(server, {"s": cases(*"ab", *"c" * 50)}, concurrency=1)
+    assert outcomes[0].unanswered is None
+    assert outcomes[1].unanswered == "too long"
+    assert all("hung up" in (one.unanswered or "") for one in outcomes[2:])
+    assert len(server.bodies) < 10
 
 
 # --- floors and scores ---
@@ -220,22 +220,31 @@ def outcome(suite: str, part: str, right: bool) -> Outcome:
     return Outcome(suite=suite, number=0, case=case, answer=Answer(), wrong=None if right else "no")
 
 
+def unanswered(suite: str, part: str) -> Outcome:
+    case = Case(request={}, check=Check(), part=part)
+    return Outcome(suite=suite, number=0, case=case, answer=Answer(), unanswered="busy")
+
+
 def test_scores_by_suite_and_part() -> None:
     found = scores_of(
         [
             *[outcome("needle", "1k", True)] * 3,
             *[outcome("needle", "4k", right) for right in (True, False)],
             outcome("facts", "only", False),
+            *[unanswered("needle", part) for part in ("1k", "12k")],
+            unanswered("talk", ""),
         ]
     )
     assert {name: (one.rate, one.num_cases) for name, one in found.items()} == {
         "needle": (0.8, 5),
         "needle/1k": (1.0, 3),
         "needle/4k": (0.5, 2),
+        "needle/12k": (None, 0),
         "facts": (0.0, 1),
+        "talk": (None, 0),
     }
     assert all(
-        one.interval == wilson(round(one.rate * n), n)
+        one.interval == (None if one.rate is None else wilson(round(one.rate * n), n))
         for one in found.values()
         for n in [one.num_cases]
     )
@@ -260,6 +269,11 @@ def test_a_floor_is_met_from_it_up(rate: float, floor: float) -> None:
     assert result.is_met == (rate >= floor)
 
 
+def test_a_floor_is_missed_where_nothing_was_answered() -> None:
+    [result] = check_floors(scores_of([unanswered("s", "")]), [Floor("s", 0.0)])
+    assert not result.is_met
+
+
 def test_a_floor_under_nothing_is_refused() -> None:
     with pytest.raises(SetupError) as refused:
         check_floors({"facts": Score(rate=1.0, num_cases=1)}, [Floor("fact", 0.5)])
@@ -278,6 +292,7 @@ def test_the_record_can_be_read_back() -> None:
         scores=scores_of(outcomes),
         floors=tuple(check_floors(scores_of(outcomes), [Floor("s", 0.4)])),
         wrong=(wrong_of(outcomes[1]),),
+        unanswered=(unanswered_of(unanswered("s", "r")),),
     )
     written = json.loads(record.to_json())
     assert written["scores"]["s"]["interval"] == list(wilson(1, 2))
@@ -285,6 +300,8 @@ def test_the_record_can_be_read_back() -> None:
     assert [(one["suite"], one["part"], one["wrong"]) for one in written["wrong"]] == [
         ("s", "q", "no")
     ]
+    assert written["unanswered"] == [{"suite": "s", "number": 0, "part": "r", "reason": "busy"}]
+    assert written["stopped"] is None
     assert {"mserve_version", "model", "started", "duration_s", "settings"} <= written.keys()
 
 
@@ -337,88 +354,3 @@ def test_what_is_no_suite_is_refused(tmp_path: Path, content: bytes, message: st
 def test_an_unknown_suite_is_refused(name: str) -> None:
     with pytest.raises(SetupError, match=r"no suite|cannot read"):
         load_suite(name)
-
-
-# --- lm-eval ---
-
-
-def test_scores_of_tasks_get_intervals_where_they_are_shares() -> None:
-    found = {
-        "results": {
-            "t": {
-                "alias": "t",
-                "exact_match,strict": 0.75,
-                "exact_match_stderr,strict": 0.1,
-                "exact_match,loose": 1.0,
-                "perplexity,none": 12.5,
-            }
-        },
-        "n-samples": {"t": {"original": 8, "effective": 4}},
-    }
-    scores = task_scores(found)
-    assert scores["t/exact_match"] == Score(rate=0.75, num_cases=4, interval=wilson(3, 4))
-    assert scores["t/exact_match,loose"].rate == 1.0
-    assert scores["t/perplexity"].interval is None
-    assert len(scores) == 3
-
-
-def test_generation_options_become_a_chat_request() -> None:
-    options = {"until": ["\n", ""], "max_gen_toks": 7, "temperature": 0.7, "do_sample": False}
-    body = generation_body("Q", options, {"temperature": 0.0})
-    assert body == {
-        "messages": [{"role": "user", "content": "Q"}],
-        "max_tokens": 7,
-        "stop": ["\n"],
-        "temperature": 0.0,
-    }
-    assert generation_body("Q", {**options, "do_sample": True}, {})["temperature"] == 0.7
-
-
-def test_likelihood_counts_what_follows_the_context() -> None:
-    logprobs = {
-        "text_offset": [0, 2, 5, 6],
-        "token_logprobs": [None, -9.0, -0.5, -0.25],
-        "top_logprobs": [None, {"a": -0.1}, {"b": -0.5}, {"c": -0.25}],
-    }
-    assert likelihood(logprobs, 5) == (-0.75, True)
-    assert likelihood(logprobs, 0) == (-9.75, False)
-
-
-def test_the_library_gets_a_model_that_asks_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """lm-eval itself is not needed: its stand-in calls the model as it does, and reports."""
-
-    async def answer(request: httpx.Request) -> httpx.Response:
-        body = json.loads(request.content)
-        assert body["model"] == "m"
-        if request.url.path == "/v1/chat/completions":
-            return httpx.Response(200, json=said(body["messages"][0]["content"].upper()))
-        tokens = {"text_offset": [0, 1], "token_logprobs": [None, -float(len(body["prompt"]))]}
-        logprobs = {**tokens, "top_logprobs": [None, {"x": -1.0}]}
-        return httpx.Response(200, json={"choices": [{"logprobs": logprobs}]})
-
-    def simple_evaluate(model: Any, tasks: list[str], **options: Any) -> dict[str, Any]:
-        def requests(*arguments: Any) -> list[Any]:
-            return [SimpleNamespace(args=one) for one in arguments]
-
-        assert options["limit"] == 2
-        said_back = model.generate_until(requests(("ab", {"until": ["\n"]}), ("c", {})))
-        metrics = {"said,none": said_back == ["AB", "C"]}
-        assert model.loglikelihood(requests(("a", "b"), ("a", "bcd"))) == [(-2, False), (-4, False)]
-        assert model.loglikelihood_rolling(requests(("abc",))) == [-3.0]
-        return {"results": {tasks[0]: {k: float(v) for k, v in metrics.items()}}, "n-samples": {}}
-
-    library, model_module = ModuleType("lm_eval"), ModuleType("lm_eval.api.model")
-    library.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]
-    model_module.LM = object  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lm_eval", library)
-    monkeypatch.setitem(sys.modules, "lm_eval.api", ModuleType("lm_eval.api"))
-    monkeypatch.setitem(sys.modules, "lm_eval.api.model", model_module)
-    monkeypatch.setattr("mserve.evaluate.harness.require_harness", lambda: None)
-    monkeypatch.setattr(
-        "mserve.evaluate.harness.AskClient",
-        lambda url, api_key: AskClient(url, transport=httpx.MockTransport(answer)),
-    )
-    found = run_tasks(
-        "http://it", ["t"], model="m", api_key=None, settings={}, limit=2, concurrency=2
-    )
-    assert task_scores(found)["t/said"].rate == 1.0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +68,29 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def end_of_grammar_processes() -> Iterator[None]:
     yield
     close_grammars()
+
+
+@pytest.fixture(scope="session")
+def makefile_values() -> Callable[[str, str], list[str]]:
+    """What a task of the Makefile gives for a flag of ``mserve``, in its order."""
+
+    def values(task: str, flag: str) -> list[str]:
+        if shutil.which("make") is None:
+            pytest.skip("needs make")
+        outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+        done = subprocess.run(
+            ["make", "--dry-run", "--always-make", task],
+            cwd=Path(__file__).parents[2],
+            env={name: value for name, value in os.environ.items() if name not in outer},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        lines = done.stdout.replace("\\\n", " ").splitlines()
+        words = [word for line in lines if "/mserve " in line for word in shlex.split(line)]
+        return [value for name, value in itertools.pairwise(words) if name == flag]
+
+    return values
 
 
 class Server:

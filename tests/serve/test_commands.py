@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 from mserve.capacity import plan_memory, read_machine
 from mserve.checkpoint import convert_on_load, open_checkpoint
-from mserve.cli.chat_server import served
+from mserve.cli.chat_server import served, started
 from mserve.cli.main import run
 from mserve.core import CacheConfig, EngineConfig, ModelConfig, SetupError, blocks_for
 from mserve.toy import write_toy
@@ -26,6 +27,14 @@ from mserve.toy import write_toy
 FLAGS = ["--dtype", "float32", "--kv-cache-memory-bytes", "32M", "--num-threads", "1"]
 PROMPTS = ["The block is", [5, 6, 7, 8]]
 TOKENS = 6
+WAITS_BESIDE_A_SERVER = """\
+import sys, time
+from pathlib import Path
+from mserve.cli.chat_server import served
+with served(Path(sys.argv[1]), sys.argv[2:], lambda stage, fraction: None) as url:
+    print(url, flush=True)
+    time.sleep(120)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +58,10 @@ def url(toy: Path) -> Iterator[str]:
     stages: list[str] = []
     with served(toy, FLAGS, lambda stage, fraction: stages.append(stage)) as address:
         yield address
+    assert_nobody_listens(address)
+
+
+def assert_nobody_listens(address: str) -> None:
     host, port = address.removeprefix("http://").split(":")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), timeout=5).close()
@@ -205,3 +218,39 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
         served(tmp_path, [], lambda stage, fraction: None),
     ):
         pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_server_with_its_starter(toy: Path, number: signal.Signals) -> None:
+    line = [sys.executable, "-c", WAITS_BESIDE_A_SERVER, str(toy), *FLAGS]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        address = starter.stdout.readline().strip()
+        starter.send_signal(number)
+        assert starter.wait(60) == 128 + number
+    assert_nobody_listens(address)
+
+
+def test_a_server_that_ends_meanwhile_says_how(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[subprocess.Popen[bytes]] = []
+
+    class Kept(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            children.append(self)
+
+    monkeypatch.setattr("mserve.cli.chat_server.subprocess.Popen", Kept)
+    with started(toy, FLAGS, lambda stage, fraction: None) as server:
+        server.check()
+        children[0].kill()
+        with pytest.raises(SetupError, match=r"^signal 9 ended the server\n(.*\n)+try: curl"):
+            server.check()
+
+
+@pytest.mark.parametrize("flags", [["--port", "9999"], ["--host=::1"]])
+def test_the_address_of_a_server_for_the_meantime_is_not_chosen(
+    toy: Path, flags: list[str]
+) -> None:
+    done = mserve("chat", str(toy), "-m", "hi", "--", *flags)
+    assert done.returncode == 2
+    assert f"{flags[0].partition('=')[0]} cannot be chosen" in done.stderr

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mserve.cli.evaluate import BELOW_A_FLOOR
-from mserve.cli.main import REFUSED, run
+from mserve.cli.chat_server import Server
+from mserve.cli.evaluate import BELOW_A_FLOOR, UNANSWERED
+from mserve.cli.main import INTERRUPTED, REFUSED, run
+from mserve.core import SetupError
 from mserve.evaluate import load_suite
 
-Reply = Callable[[dict[str, Any]], str]
+Reply = Callable[[dict[str, Any]], Any]
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Says what ``reply`` makes of a question's last words."""
+    """Says what ``reply`` makes of a question's last words; a number is the status of an error."""
 
     reply: Reply
 
@@ -31,13 +35,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        message = {"role": "assistant", "content": type(self).reply(body)}
+        content = type(self).reply(body)
+        if isinstance(content, int):
+            self._send({"error": {"message": f"refused with {content}"}}, content)
+            return
+        message = {"role": "assistant", "content": content}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         self._send({"choices": [choice], "usage": {"completion_tokens": 2}})
 
-    def _send(self, body: dict[str, Any]) -> None:
+    def _send(self, body: dict[str, Any], status: int = 200) -> None:
         content = json.dumps(body).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -129,18 +137,97 @@ def test_the_exit_code_tells_whether_floors_are_reached(
     assert run(["eval", url, "--suite", mine, *flags]) == code
 
 
+@pytest.mark.parametrize("floor", ["mine/a=1", "mine/b=0.1", "mine=0.9"])
+def test_questions_without_an_answer_are_told_apart(
+    answering: Callable[[Reply], str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    floor: str,
+) -> None:
+    """Neither right nor wrong, and the exit code is their own, whatever floors say of the rest."""
+    url = answering(lambda body: {**KNOWN, "three": 400, "four": 500}[last_words(body)])
+    mine, out = suite_file(tmp_path, "mine", KNOWN), tmp_path / "record.json"
+    flags = ["--suite", mine, "--output", str(out), "--min", floor]
+    assert run(["eval", url, *flags]) == UNANSWERED
+    shown = capsys.readouterr()
+    assert "2 got no answer: refused with 400" in shown.err
+    assert ("MISSED" in shown.out) == floor.startswith("mine/b")
+    record = json.loads(out.read_text())
+    assert record["wrong"] == [] and record["stopped"] is None
+    assert [(one["number"], one["reason"]) for one in record["unanswered"]] == [
+        (2, "refused with 400"),
+        (3, "refused with 500"),
+    ]
+    assert {name: (one["rate"], one["num_cases"]) for name, one in record["scores"].items()} == {
+        "mine": (1.0, 2),
+        "mine/a": (1.0, 2),
+        "mine/b": (None, 0),
+    }
+
+
+def test_the_end_of_a_server_of_ours_is_told(
+    answering: Callable[[Reply], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def check() -> None:
+        raise SetupError("signal 9 ended the server\nlast words")
+
+    server = Server(answering(lambda body: {"one": "a1"}.get(last_words(body), 500)), check)
+    monkeypatch.setattr("mserve.cli.chat.server_of", lambda *_: server)
+    assert run(["eval", "mine/", "-s", suite_file(tmp_path, "mine", KNOWN)]) == UNANSWERED
+    assert capsys.readouterr().err.splitlines()[-3:] == [
+        "3 got no answer: refused with 500",
+        "signal 9 ended the server",
+        "last words",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "stopped"),
+    [
+        (SetupError("no data"), REFUSED, "no data"),
+        (KeyboardInterrupt(), INTERRUPTED, "interrupted"),
+    ],
+)
+def test_what_was_answered_is_kept_whatever_ends_the_run(
+    answering: Callable[[Reply], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    end: BaseException,
+    code: int,
+    stopped: str,
+) -> None:
+    def run_tasks(*_: object, **__: object) -> None:
+        raise end
+
+    monkeypatch.setattr("mserve.evaluate.check_tasks", lambda tasks: None)
+    monkeypatch.setattr("mserve.evaluate.run_tasks", run_tasks)
+    url = answering(lambda body: KNOWN[last_words(body)])
+    mine, out = suite_file(tmp_path, "mine", KNOWN), tmp_path / "record.json"
+    assert run(["eval", url, "-s", mine, "--task", "gsm8k", "-o", str(out)]) == code
+    record = json.loads(out.read_text())
+    assert record["stopped"] == stopped
+    assert record["scores"]["mine"]["rate"] == 1.0
+    assert "mine/a" in capsys.readouterr().out
+
+
 def test_a_limit_takes_the_first_of_each_part(
     answering: Callable[[Reply], str], tmp_path: Path
 ) -> None:
+    """And records it under its place in the whole file."""
     asked: list[str] = []
 
     def reply(body: dict[str, Any]) -> str:
         asked.append(last_words(body))
         return ""
 
-    mine = suite_file(tmp_path, "mine", KNOWN)
-    assert run(["eval", answering(reply), "--suite", mine, "--limit", "1"]) == 0
+    mine, out = suite_file(tmp_path, "mine", KNOWN), tmp_path / "record.json"
+    assert run(["eval", answering(reply), "-s", mine, "--limit", "1", "-o", str(out)]) == 0
     assert sorted(asked) == ["one", "three"]
+    assert [one["number"] for one in json.loads(out.read_text())["wrong"]] == [0, 2]
 
 
 def test_what_a_suite_asks_is_what_the_server_gets(answering: Callable[[Reply], str]) -> None:
@@ -168,7 +255,11 @@ def test_what_a_suite_asks_is_what_the_server_gets(answering: Callable[[Reply], 
         (["http://127.0.0.1:9", "--suite", "fact"], "no suite fact"),
         (["http://127.0.0.1:9", "--min", "needles=0.9"], "that is not asked"),
         (["http://127.0.0.1:9", "-s", "facts", "--min", "needle=0.9"], "that is not asked"),
+        (["http://127.0.0.1:9", "--min", "results/result=0.9"], "that is not asked"),
+        (["http://127.0.0.1:9", "--min", "facts/=0.9"], "that is not asked"),
+        (["http://127.0.0.1:9", "-s", "turns", "--min", "turns/nam=0"], "turns/name"),
         (["http://127.0.0.1:9", "--min", "needle"], "not understood"),
+        (["http://127.0.0.1:9", "-s", "facts", "-s", "facts"], "facts is given twice"),
         (["http://127.0.0.1:9", "--output", "no/such/folder/x.json"], "not a folder"),
         (["http://127.0.0.1:9", "--concurrency", "0"], "greater than or equal to 1"),
     ],
@@ -178,6 +269,49 @@ def test_refusals_come_before_any_question(
 ) -> None:
     assert run(["eval", *arguments]) == REFUSED
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("task", ["gsm8kk", "no/such/task.yaml"])
+def test_a_task_that_is_not_known_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    task: str,
+) -> None:
+    """lm-eval itself is not needed: a stand-in lists the tasks."""
+    own = tmp_path / "own.yaml"
+    own.touch()
+    tasks = ModuleType("lm_eval.tasks")
+    tasks.TaskManager = lambda: SimpleNamespace(all_tasks=["gsm8k"])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lm_eval", ModuleType("lm_eval"))
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", tasks)
+    monkeypatch.setattr("mserve.evaluate.harness.require_harness", lambda: None)
+    known = ["--task", "gsm8k", "--task", str(own)]
+    assert run(["eval", "http://127.0.0.1:9", *known, "--task", task]) == REFUSED
+    assert f"lm-eval has no task {task}" in capsys.readouterr().err
+    assert run(["eval", "http://127.0.0.1:9", *known]) == REFUSED
+    assert "nothing answers" in capsys.readouterr().err
+
+
+def test_two_suites_of_one_name_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        flags += ["-s", suite_file(folder, "mine", KNOWN)]
+    assert run(["eval", "http://127.0.0.1:9", *flags]) == REFUSED
+    assert "--suite mine is given twice" in capsys.readouterr().err
+
+
+def test_a_floor_under_a_suite_is_checked_beside_a_task(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mserve.evaluate.check_tasks", lambda tasks: None)
+    asked = ["-s", "facts", "--task", "gsm8k"]
+    for floor, said in [("facts/x", "not asked"), ("gsm8k/exact_match", "nothing answers")]:
+        assert run(["eval", "http://127.0.0.1:9", *asked, "--min", f"{floor}=0"]) == REFUSED
+        assert said in capsys.readouterr().err
 
 
 def test_a_missing_library_is_named(

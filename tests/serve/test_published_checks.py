@@ -172,6 +172,29 @@ def test_tool_call(servers: dict[str, Any]) -> None:
     assert message["content"] == "Of course."
 
 
+def test_make_serve_demo_answers_to_the_names_of_the_guides(
+    start_server: Callable[..., Any],
+    makefile_values: Callable[[str, str], list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    names = makefile_values("serve-demo", "--served-model-name")
+    assert names[0] == "demo"
+    folder = tmp_path_factory.mktemp("toys") / "demo"
+    write_toy(folder, arch="m3", vocab_size=1500)
+    server = start_server(
+        {"vocab_size": 1500, "max_model_len": 2048},
+        {"served_model_names": names},
+        folder=folder,
+        dialect="minimax_m3",
+    )
+    for line in (FIRST_QUESTION_M3, FIRST_QUESTION_M2, GREETING_M2, TOOL_CALL_M2):
+        body = line.partition("-d '")[2].rpartition("'")[0].encode()
+        headers = {"Content-Type": "application/json"}
+        reply = server.http.post("/v1/chat/completions", content=body, headers=headers)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["model"] == json.loads(body)["model"]
+
+
 def test_openai_client(servers: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     script = OPENAI_CLIENT.replace("127.0.0.1:8000", address_of(servers["m2"]))
     namespace: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mserve.cli.chat_client import ChatClient, Message
+    from mserve.cli.chat_server import Server
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _FIND_S = 2.0
@@ -92,12 +94,14 @@ def chat(
             status.update(f"loading: {stage} {fraction:.0%}")
 
         target, flags = target_of(target, serve_flags or [])
-        url = url_of(target, flags, report, stack)
-        client = stack.enter_context(ChatClient(url, api_key=api_key))
+        server = server_of(target, flags, report, stack)
+        client = stack.enter_context(ChatClient(server.url, api_key=api_key))
         client.wait_until_ready(report)
         name = model or first_model(client)
         status.stop()
-        conversation = Conversation(client, name, system, settings, Console(highlight=False))
+        conversation = Conversation(
+            client, name, system, settings, Console(highlight=False), server.check
+        )
         if message is not None:
             conversation.ask(message)
         else:
@@ -129,24 +133,26 @@ def _serves(url: str) -> bool:
     return answer.status_code in (httpx.codes.OK, httpx.codes.UNAUTHORIZED)
 
 
-def url_of(target: str, serve_flags: list[str], report: Any, stack: contextlib.ExitStack) -> str:
-    """The target if it is a URL; else the URL of a server started for that folder."""
+def server_of(
+    target: str, serve_flags: list[str], report: Any, stack: contextlib.ExitStack
+) -> Server:
+    """The target if it is a URL; else a server started for that folder."""
+    from mserve.cli.chat_server import Server, started
+
     if target.startswith(("http://", "https://")):
         if serve_flags:
             raise SetupError(
-                "flags after -- configure a server that chat starts itself",
+                "flags after -- are for a server that is started for a checkpoint",
                 hint="give a checkpoint folder, or leave the flags out",
             )
-        return target
+        return Server(target)
     folder = checkpoint_folder(target)
     if not folder.is_dir():
         raise SetupError(
             f"{target} is neither a URL nor a checkpoint folder",
             hint=f"a URL looks like {DEFAULT_URL}",
         )
-    from mserve.cli.chat_server import served
-
-    return stack.enter_context(served(folder, serve_flags, report))
+    return stack.enter_context(started(folder, serve_flags, report))
 
 
 def first_model(client: ChatClient) -> str:
@@ -157,7 +163,8 @@ def first_model(client: ChatClient) -> str:
 
 
 class Conversation:
-    """Messages so far, and the loop that adds to them."""
+    """Messages so far, and the loop that adds to them. ``check_server`` raises ``SetupError`` when
+    there is no server any more to talk to."""
 
     def __init__(
         self,
@@ -166,12 +173,14 @@ class Conversation:
         system: str | None,
         settings: dict[str, Any],
         console: Console,
+        check_server: Callable[[], None] = lambda: None,
     ) -> None:
         self.client = client
         self.model = model
         self.system = system
         self.settings = {name: value for name, value in settings.items() if value is not None}
         self.console = console
+        self.check_server = check_server
         self.turns: list[Message] = []
 
     def run(self) -> None:
@@ -194,6 +203,7 @@ class Conversation:
             try:
                 self._obey(text) if text.startswith("/") else self.ask(text)
             except MserveError as error:
+                self.check_server()
                 self.console.print(f"error: {error.message}", style="red", markup=False)
 
     def ask(self, text: str) -> None:
@@ -205,10 +215,11 @@ class Conversation:
             answer = self._answer()
         except MserveError:
             self.turns.pop()  # so that the next question does not repeat what failed
+            self.check_server()
             raise
-        self.turns.append({"role": "assistant", "content": answer})
+        self.turns.append(answer)
 
-    def _answer(self) -> str:
+    def _answer(self) -> Message:
         from mserve.cli.chat_client import Turn
         from mserve.cli.chat_screen import Answer, describe, warn
 
@@ -228,7 +239,11 @@ class Conversation:
             self.console.print(describe(turn) if turn else "stopped", style="dim")
         elif turn and sys.stderr.isatty():
             warn(describe(turn))
-        return answer.text
+        message = {"role": "assistant", "content": answer.text}
+        # M3 was trained on histories that keep what it thought: sent back, as clients should.
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        return message
 
     def messages(self) -> list[Message]:
         system = [{"role": "system", "content": self.system}] if self.system else []

@@ -144,7 +144,7 @@ class ChatClient:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise SetupError(
                 f"nothing answers at {self.base_url}",
-                hint="start one with `mserve serve CHECKPOINT`, or give chat the checkpoint",
+                hint="start one with `mserve serve CHECKPOINT`, or give the checkpoint itself",
             ) from error
         except httpx.TransportError as error:
             raise EngineError(

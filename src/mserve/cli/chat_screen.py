@@ -25,7 +25,8 @@ _PARSER.enable(["strikethrough", "table"]).disable("autolink")
 
 
 class Answer:
-    """Shows the pieces of one answer; ``text`` is what the model said, thinking left out."""
+    """Shows the pieces of one answer; ``text`` is what the model said, ``reasoning`` what it
+    thought."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -33,7 +34,7 @@ class Answer:
         self._block = ""
         self._thinking = False
         self._live = Live(console=console, transient=True, refresh_per_second=12)
-        self.text = ""
+        self.text = self.reasoning = ""
 
     def __enter__(self) -> Answer:
         if not self._plain:
@@ -56,7 +57,9 @@ class Answer:
         self._print_block(self._block)
 
     def add(self, piece: Piece) -> None:
-        if not piece.thinking:
+        if piece.thinking:
+            self.reasoning += piece.text
+        else:
             self.text += piece.text
         if self._plain:
             if not piece.thinking:

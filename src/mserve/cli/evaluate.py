@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mserve.core import SetupError
+from mserve.core import MserveError, SetupError
 
 if TYPE_CHECKING:
+    from mserve.cli.chat_server import Server
     from mserve.evaluate import Case, Floor, FloorResult, Outcome, Record, Score
 
 BELOW_A_FLOOR = 3
+UNANSWERED = 4
 
 
 def evaluate(
@@ -52,8 +54,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--min",
-            help="A floor such as needle=0.95 or needle/12k=0.95; below it the exit code is 3. "
-            "May be repeated.",
+            help="A floor such as needle=0.95 or needle/12k=0.95; below it the exit code is 3, "
+            "or 4 if questions got no answer. May be repeated.",
         ),
     ] = None,
     limit: Annotated[
@@ -74,25 +76,22 @@ def evaluate(
     """Ask a model what it should know, and count."""
     from rich.console import Console
 
-    from mserve.cli.chat import first_model, url_of
+    from mserve.cli.chat import first_model, server_of
     from mserve.cli.chat_client import ChatClient
     from mserve.cli.generate import check_writable
     from mserve.evaluate import (
         check_floors,
-        first_of_parts,
-        load_suite,
+        check_tasks,
+        load_suites,
         parse_floor,
-        require_harness,
         suite_names,
     )
 
     if task:
-        require_harness()
-    names = suite or ([] if task else suite_names())
-    suites = {name: first_of_parts(cases, limit) for name, cases in map(load_suite, names)}
+        check_tasks(task)
+    suites = load_suites(suite or ([] if task else suite_names()), limit)
     floors = [parse_floor(text) for text in minimum or ()]
-    if not task:  # what a task measures, and under which names, is seen when it has run
-        _check_names(floors, suites)
+    _check_names(floors, suites, bool(task))
     if output is not None:
         check_writable(output)
     settings = {"temperature": temperature}
@@ -102,47 +101,82 @@ def evaluate(
         def report(stage: str, fraction: float) -> None:
             status.update(f"loading: {stage} {fraction:.0%}")
 
-        url = url_of(target, serve_flags or [], report, stack)
-        client = stack.enter_context(ChatClient(url, api_key=api_key))
+        server = server_of(target, serve_flags or [], report, stack)
+        client = stack.enter_context(ChatClient(server.url, api_key=api_key))
         client.wait_until_ready(report)
         name = model or first_model(client)
         status.stop()
         started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-        outcomes = _ask(url, api_key, suites, name, settings, concurrency)
-        tasks = _run_tasks(url, api_key, task or [], name, settings, limit, concurrency)
-    record = _recorded(
-        outcomes,
-        tasks,
-        floors,
-        target=target,
-        model=name,
-        started=started.isoformat(timespec="seconds"),
-        duration_s=round(time.monotonic() - clock, 1),
-        settings=settings,
+        outcomes: list[Outcome] = []
+        tasks: dict[str, Any] = {}
+        stopped: str | None = "interrupted"
+        try:
+            outcomes = _ask(
+                server.url, api_key, suites, name, settings, concurrency, outcomes.append
+            )
+            tasks = _run_tasks(server.url, api_key, task or [], name, settings, limit, concurrency)
+            stopped = None
+        except MserveError as error:
+            stopped = error.message
+            server.check()
+            raise
+        finally:  # what an hour of asking has found is kept, whatever ends it
+            record = _recorded(
+                outcomes,
+                tasks,
+                floors,
+                target=target,
+                model=name,
+                started=started.isoformat(timespec="seconds"),
+                duration_s=round(time.monotonic() - clock, 1),
+                settings=settings,
+                stopped=stopped,
+            )
+            if record.scores:
+                _keep(record, output)
+        if record.unanswered:
+            num_unanswered, first = len(record.unanswered), record.unanswered[0]
+            typer.echo(f"{num_unanswered} got no answer: {first.reason}", err=True)
+            _tell_end_of(server)
+    code = print_floors(check_floors(record.scores, floors))
+    return UNANSWERED if record.unanswered else code
+
+
+def _tell_end_of(server: Server) -> None:
+    """Print the last lines of a server of ours that has ended."""
+    try:
+        server.check()
+    except SetupError as error:
+        typer.echo(error.message, err=True)
+
+
+def _check_names(
+    floors: Sequence[Floor], suites: Mapping[str, Mapping[int, Case]], has_tasks: bool
+) -> None:
+    """Raise ``SetupError`` now, not after the work, for a floor under what is not asked. What a
+    task measures, and under which names, is seen when it has run."""
+    from mserve.evaluate import score_names
+
+    names = score_names(
+        {suite: [case.part for case in cases.values()] for suite, cases in suites.items()}
     )
-    if output is not None:
-        _write(output, record)
-    print_scores(record.scores)
-    return print_floors(check_floors(record.scores, floors))
-
-
-def _check_names(floors: Sequence[Floor], suites: Mapping[str, Sequence[Case]]) -> None:
-    """Raise ``SetupError`` now, not after the work, for a floor under what is not asked."""
-    parts = {f"{name}/{case.part}" for name, cases in suites.items() for case in cases}
     for floor in floors:
-        if floor.name not in suites and floor.name not in parts:
-            asked = ", ".join(suites)
+        is_of_task = has_tasks and floor.name.partition("/")[0] not in suites
+        if floor.name not in names and not is_of_task:
+            asked = ", ".join(names)
             raise SetupError(f"--min {floor.name}: that is not asked", hint=f"asked are {asked}")
 
 
 def _ask(
     url: str,
     api_key: str | None,
-    suites: Mapping[str, Sequence[Case]],
+    suites: Mapping[str, Mapping[int, Case]],
     model: str,
     settings: dict[str, Any],
     concurrency: int,
+    keep: Callable[[Outcome], None],
 ) -> list[Outcome]:
+    """In the order of the cases. ``keep`` gets each as soon as it is known."""
     from mserve.evaluate import AskClient, run_cases
 
     async def ask(report: Callable[[Outcome], None]) -> list[Outcome]:
@@ -156,7 +190,12 @@ def _ask(
                 report=report,
             )
 
-    with _progress(sum(map(len, suites.values()))) as report:
+    with _progress(sum(map(len, suites.values()))) as show:
+
+        def report(outcome: Outcome) -> None:
+            keep(outcome)
+            show(outcome)
+
         return asyncio.run(ask(report))
 
 
@@ -208,7 +247,14 @@ def _recorded(
 ) -> Record:
     """Floors under what a task turned out not to measure are left out, so that the rest of a
     long run is kept."""
-    from mserve.evaluate import Record, check_floors, scores_of, task_scores, wrong_of
+    from mserve.evaluate import (
+        Record,
+        check_floors,
+        scores_of,
+        task_scores,
+        unanswered_of,
+        wrong_of,
+    )
 
     scores = {**scores_of(outcomes), **task_scores(tasks)}
     floors = [floor for floor in floors if floor.name in scores]
@@ -217,12 +263,17 @@ def _recorded(
         floors=tuple(check_floors(scores, floors)),
         completion_tokens=sum(outcome.answer.completion_tokens for outcome in outcomes),
         wrong=tuple(wrong_of(outcome) for outcome in outcomes if outcome.wrong is not None),
+        unanswered=tuple(unanswered_of(outcome) for outcome in outcomes if outcome.unanswered),
         tasks=tasks,
         **facts,
     )
 
 
-def _write(path: Path, record: Record) -> None:
+def _keep(record: Record, path: Path | None) -> None:
+    """Print the scores, and write the record where one is wanted."""
+    print_scores(record.scores)
+    if path is None:
+        return
     try:
         path.write_bytes(record.to_json())
     except OSError as error:
@@ -241,9 +292,11 @@ def print_scores(scores: Mapping[str, Score]) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for name in sorted(scores):
         score = scores[name]
-        low, high = score.interval or (None, None)
-        between = "" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
-        right = f"{100 * score.rate:.1f} %" if score.interval else f"{score.rate:.4g}"
+        right = between = ""
+        if score.rate is not None:
+            right = f"{100 * score.rate:.1f} %" if score.interval else f"{score.rate:.4g}"
+        if score.interval is not None:
+            between = "{:.1f} to {:.1f}".format(*(100 * end for end in score.interval))
         table.add_row(f"  {name}" if "/" in name else name, str(score.num_cases), right, between)
     Console(highlight=False, markup=False).print(table)
 
@@ -252,5 +305,6 @@ def print_floors(floors: Sequence[FloorResult]) -> int:
     """A line for each; returns the exit code."""
     for floor in floors:
         verdict = "reached" if floor.is_met else "MISSED"
-        typer.echo(f"{floor.name}: {floor.rate:.4g}, at least {floor.floor:g} wanted: {verdict}")
+        found = "no answer" if floor.rate is None else f"{floor.rate:.4g}"
+        typer.echo(f"{floor.name}: {found}, at least {floor.floor:g} wanted: {verdict}")
     return 0 if all(floor.is_met for floor in floors) else BELOW_A_FLOOR

@@ -2,7 +2,7 @@
 
     exit 0    done                       exit 2    refused: a bad flag, path, request or machine
     exit 1    our fault                  exit 3    below a floor that `mserve eval` was given
-                                         exit 130  interrupted
+    exit 130  interrupted                exit 4    questions of `mserve eval` got no answer
 
 Knows how errors look in a terminal. Does not know what any command does.
 """

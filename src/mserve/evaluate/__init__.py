@@ -10,17 +10,25 @@ record   what is left of a run
 """
 
 from mserve.evaluate.client import Answer, AskClient
-from mserve.evaluate.harness import require_harness, run_tasks, task_scores
+from mserve.evaluate.harness import check_tasks, run_tasks, task_scores
 from mserve.evaluate.judge import judge
-from mserve.evaluate.record import Record, Wrong, wrong_of
+from mserve.evaluate.record import Record, Unanswered, Wrong, unanswered_of, wrong_of
 from mserve.evaluate.run import Outcome, run_cases
-from mserve.evaluate.suite import Case, Check, first_of_parts, load_suite, suite_names
+from mserve.evaluate.suite import (
+    Case,
+    Check,
+    first_of_parts,
+    load_suite,
+    load_suites,
+    suite_names,
+)
 from mserve.evaluate.tally import (
     Floor,
     FloorResult,
     Score,
     check_floors,
     parse_floor,
+    score_names,
     scores_of,
     wilson,
 )
@@ -35,18 +43,22 @@ __all__ = [
     "Outcome",
     "Record",
     "Score",
+    "Unanswered",
     "Wrong",
     "check_floors",
+    "check_tasks",
     "first_of_parts",
     "judge",
     "load_suite",
+    "load_suites",
     "parse_floor",
-    "require_harness",
     "run_cases",
     "run_tasks",
+    "score_names",
     "scores_of",
     "suite_names",
     "task_scores",
+    "unanswered_of",
     "wilson",
     "wrong_of",
 ]

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mserve.core import SetupError
@@ -20,6 +21,21 @@ from mserve.evaluate.client import AskClient
 from mserve.evaluate.tally import Score, share
 
 _MAX_ANSWER_TOKENS = 2048  # where the task does not say; thinking counts
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raise ``SetupError`` where lm-eval is not installed, or knows a task neither by its name
+    nor as a file."""
+    require_harness()
+    from lm_eval.tasks import TaskManager
+
+    known = set(TaskManager().all_tasks)
+    for task in tasks:
+        if task not in known and not Path(task).is_file():
+            raise SetupError(
+                f"lm-eval has no task {task}",
+                hint="`lm_eval ls tasks` lists them; the path of one's own ends in .yaml",
+            )
 
 
 def require_harness() -> None:
@@ -65,11 +81,13 @@ def run_tasks(
 def task_scores(found: Mapping[str, Any]) -> dict[str, Score]:
     """Scores by ``task/metric``, and by ``task/metric,filter`` for the filters beyond the first.
 
-    A metric gets an interval where it is a share of the task's cases.
+    A metric gets an interval where it is a share of the task's cases, or of those of all tasks in
+    a group.
     """
     scores: dict[str, Score] = {}
     for task, metrics in (found.get("results") or {}).items():
-        num_cases = ((found.get("n-samples") or {}).get(task) or {}).get("effective", 0)
+        asked = (found.get("n-samples") or {}).get(task) or {}  # of tasks only, not of groups
+        num_cases = metrics.get("sample_len") or asked.get("effective", 0)
         for key, value in metrics.items():
             metric, _, rule = key.partition(",")
             if metric.endswith("_stderr") or not rule or isinstance(value, str | bool):

@@ -28,8 +28,18 @@ class Wrong(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None
 
 
+class Unanswered(msgspec.Struct, frozen=True, kw_only=True):
+    """A case, by its place as in ``Wrong``, and why it got no answer."""
+
+    suite: str
+    number: int
+    part: str
+    reason: str
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """``started``: ISO 8601, UTC. ``tasks``: what lm-eval says of its tasks, as it says it."""
+    """``started``: ISO 8601, UTC. ``tasks``: what lm-eval says of its tasks, as it says it.
+    ``stopped``: why not all was asked; ``None``: all was."""
 
     mserve_version: str = mserve.__version__
     target: str
@@ -41,6 +51,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     floors: tuple[FloorResult, ...] = ()
     completion_tokens: int = 0
     wrong: tuple[Wrong, ...] = ()
+    unanswered: tuple[Unanswered, ...] = ()
+    stopped: str | None = None
     tasks: dict[str, Any] = {}
 
     def to_json(self) -> bytes:
@@ -57,4 +69,13 @@ def wrong_of(outcome: Outcome) -> Wrong:
         reasoning=outcome.answer.reasoning,
         calls=outcome.answer.calls,
         finish_reason=outcome.answer.finish_reason,
+    )
+
+
+def unanswered_of(outcome: Outcome) -> Unanswered:
+    return Unanswered(
+        suite=outcome.suite,
+        number=outcome.number,
+        part=outcome.case.part,
+        reason=outcome.unanswered or "",
     )

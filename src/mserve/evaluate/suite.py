@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import lzma
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The content, blanks around it aside."""
     contains: tuple[str, ...] = ()
     """Each within the content, and not as a part of a longer word or number."""
+    absent: tuple[str, ...] = ()
+    """None of them within the content, looked for in the same way."""
     json: Any = msgspec.UNSET
     """The content is JSON of this value."""
     calls: tuple[dict[str, Any], ...] | msgspec.UnsetType = msgspec.UNSET
@@ -76,16 +78,32 @@ def load_suite(name: str) -> tuple[str, list[Case]]:
     return _name(path), cases
 
 
+def load_suites(names: Iterable[str], limit: int | None) -> dict[str, dict[int, Case]]:
+    """By name, the first ``limit`` cases of each part (``None``: all) by their places from 0.
+
+    Raises ``SetupError`` as ``load_suite`` does, and for two suites of one name, since nothing
+    could tell their scores apart.
+    """
+    suites: dict[str, dict[int, Case]] = {}
+    for name, cases in map(load_suite, names):
+        if name in suites:
+            raise SetupError(f"--suite {name} is given twice", hint="rename one of the files")
+        suites[name] = _first_places(cases, limit)
+    return suites
+
+
 def first_of_parts(cases: Sequence[Case], limit: int | None) -> list[Case]:
     """The first ``limit`` of each part; ``None``: all."""
-    if limit is None:
-        return list(cases)
+    return list(_first_places(cases, limit).values())
+
+
+def _first_places(cases: Sequence[Case], limit: int | None) -> dict[int, Case]:
     taken: Counter[str] = Counter()
-    kept = []
-    for case in cases:
+    kept = {}
+    for place, case in enumerate(cases):
         taken[case.part] += 1
-        if taken[case.part] <= limit:
-            kept.append(case)
+        if limit is None or taken[case.part] <= limit:
+            kept[place] = case
     return kept
 
 

@@ -20,9 +20,9 @@ _Z = 1.959963984540054  # of 95 %, both sides
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
     """``rate`` of ``num_cases``, and the 95 % ``interval`` of what it would be on very many;
-    ``None``: a metric that is no share of cases."""
+    ``None``: a metric that is no share of cases. No case was answered: no rate."""
 
-    rate: float
+    rate: float | None
     num_cases: int
     interval: tuple[float, float] | None = None
 
@@ -37,11 +37,11 @@ class Floor(msgspec.Struct, frozen=True):
 class FloorResult(msgspec.Struct, frozen=True):
     name: str
     floor: float
-    rate: float
+    rate: float | None
 
     @property
     def is_met(self) -> bool:
-        return self.rate >= self.floor
+        return self.rate is not None and self.rate >= self.floor
 
 
 def wilson(num_right: int, num_cases: int) -> tuple[float, float]:
@@ -58,24 +58,35 @@ def wilson(num_right: int, num_cases: int) -> tuple[float, float]:
 
 
 def share(num_right: int, num_cases: int) -> Score:
+    if not num_cases:
+        return Score(rate=None, num_cases=0)
     return Score(
         rate=num_right / num_cases, num_cases=num_cases, interval=wilson(num_right, num_cases)
     )
 
 
 def scores_of(outcomes: Iterable[Outcome]) -> dict[str, Score]:
-    """By suite, and by ``suite/part`` where a suite has several."""
+    """Of the answers there are, by the names of ``score_names``."""
     rights: dict[str, list[bool]] = defaultdict(list)
     parts: dict[str, set[str]] = defaultdict(set)
     for outcome in outcomes:
-        rights[outcome.suite].append(outcome.wrong is None)
         parts[outcome.suite].add(outcome.case.part)
-        rights[f"{outcome.suite}/{outcome.case.part}"].append(outcome.wrong is None)
-    return {
-        name: share(sum(found), len(found))
-        for name, found in rights.items()
-        if "/" not in name or (name.partition("/")[2] and len(parts[name.partition("/")[0]]) > 1)
-    }
+        if outcome.unanswered is None:
+            for name in (outcome.suite, f"{outcome.suite}/{outcome.case.part}"):
+                rights[name].append(outcome.wrong is None)
+    return {name: share(sum(rights[name]), len(rights[name])) for name in score_names(parts)}
+
+
+def score_names(parts: Mapping[str, Iterable[str]]) -> list[str]:
+    """What is counted of suites with these ``parts``: each, and ``suite/part`` where it has
+    several."""
+    names = []
+    for suite, found in parts.items():
+        several = set(found)
+        names.append(suite)
+        if len(several) > 1:
+            names += [f"{suite}/{part}" for part in sorted(several) if part]
+    return names
 
 
 def parse_floor(text: str) -> Floor:
