@@ -56,7 +56,7 @@ def gated_mlp(
     """down(activation(gate, up)) of ``hidden`` [T, hidden], of its shape and dtype."""
     if alike := _stored_alike((gate_up, down)):
         return kernels.gated_mlp(hidden, *alike, activation)
-    return down.linear(activation(gate_up.linear(hidden)))
+    return down.linear(kernels.activate(gate_up.linear(hidden), activation))
 
 
 def _stored_alike(matrices: tuple[Weight, ...]) -> list[Matrix]:

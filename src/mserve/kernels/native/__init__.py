@@ -30,6 +30,7 @@ from mserve.kernels.native.library import (
 from mserve.kernels.native.matrix_ops import gated_mlp, linear, run_experts
 from mserve.kernels.native.placement import interleave, touch_rows
 from mserve.kernels.native.row_ops import (
+    activate,
     draw,
     embedding,
     gemma_rms_norm,
@@ -50,6 +51,7 @@ __all__ = [
     "NativeError",
     "NativeUnavailable",
     "Tape",
+    "activate",
     "available_isas",
     "draw",
     "embedding",
