@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
 import torch
 
+from mserve import kernels
 from mserve.checkpoint import ModelSpec, QuantSpec, WeightFormat, expected_tensors, is_matrix
 from mserve.kernels import use_kernels
 from mserve.testing.native import native_library  # noqa: F401 - a fixture
@@ -75,3 +76,15 @@ def test_both_kernels_give_the_same_scores(odd: str) -> None:
     ours = session.prompt(PROMPTS[3])
     use_kernels("reference")
     assert relative_error(ours, session.prompt(PROMPTS[3])) < 1e-4
+
+
+def test_routed_experts_go_together_beside_a_shared_one_stored_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = []
+    run: Callable[..., torch.Tensor] = kernels.run_experts.run
+    monkeypatch.setattr(
+        kernels.run_experts, "run", lambda *args: called.append(args[0].shape) or run(*args)
+    )
+    mixed("fp8", ".shared_experts.", "plain").prompt(PROMPTS[0])
+    assert called == [(len(PROMPTS[0]), SPEC.hidden_size)]
