@@ -2,7 +2,8 @@
 
 For the check at start-up: a processor, compiler or checkpoint on which a fast kernel is wrong must
 not serve. Both get the same inputs, so a difference is the op's own and no rounding of an earlier
-op is blamed on it. Knows ops and tolerances; does not know layers.
+op is blamed on it; what is not finite in the reference already is the weights' fault. Knows ops
+and tolerances; does not know layers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mserve.core import BLOCK_TOKENS, SetupError
+from mserve.core import BLOCK_TOKENS, CheckpointError, SetupError
 from mserve.kernels.choose import OPS, Op, linear, write_kv
 from mserve.kernels.matrix import Int8Matrix, Int8StaticMatrix
 
@@ -26,16 +27,18 @@ _TOLERANCE_OF_INTEGERS = 2e-2
 
 
 @contextmanager
-def compared_kernels() -> Iterator[None]:
+def compared_kernels(place: str) -> Iterator[None]:
     """Within the block every op that runs natively runs both ways, and returns the native result.
+    ``place`` is the part of the model that the block computes, from finite inputs.
 
     Raises:
         SetupError: names the first op whose results differ.
+        CheckpointError: names ``place`` and the first op that its weights give NaN or infinity.
     """
     before = [op.run for op in OPS]
     for op in OPS:
         if op.run is op.native:
-            op.run = _compared(op)
+            op.run = _compared(op, place)
     try:
         yield
     finally:
@@ -43,24 +46,39 @@ def compared_kernels() -> Iterator[None]:
             op.run = run
 
 
-def _compared(op: Op) -> Callable[..., Any]:
+def _compared(op: Op, place: str) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         expected = _outcome(op.reference, args, kwargs)
         found = _outcome(op.native, args, kwargs)
         integers = any(isinstance(arg, Int8Matrix | Int8StaticMatrix) for arg in args)
         for wanted, got in zip(_tensors(expected), _tensors(found), strict=True):
-            error = difference(wanted, got)
             tolerance = _TOLERANCE.get(wanted.dtype, 0.0)
             if integers and op is not linear:
                 tolerance = _TOLERANCE_OF_INTEGERS
-            if not error <= tolerance:
-                raise SetupError(
-                    f"the C++ kernel {op.name} is off by {error:.2g} of its reference here",
-                    hint="set MSERVE_ISA=plain to serve without vector instructions, and report it",
-                )
+            _hold(op, place, wanted, got, tolerance)
         return found
 
     return run
+
+
+def _hold(op: Op, place: str, wanted: torch.Tensor, got: torch.Tensor, tolerance: float) -> None:
+    """Raises unless ``got`` is ``wanted`` within ``tolerance``."""
+    if not wanted.isfinite().all():
+        raise CheckpointError(
+            f"the weights of {place} are damaged: {op.name} gives NaN or infinity",
+            hint="download the checkpoint again, or convert it again if it was converted here",
+        )
+    if got.isfinite().all():
+        error = difference(wanted, got)
+        if error <= tolerance:
+            return
+        what = f"is off by {error:.2g} of its reference here"
+    else:
+        what = "gives NaN or infinity here, and its reference does not"
+    raise SetupError(
+        f"the C++ kernel {op.name} {what}",
+        hint="set MSERVE_ISA=plain to serve without vector instructions, and report it",
+    )
 
 
 def _outcome(run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -84,7 +102,7 @@ def _tensors(result: Any) -> tuple[torch.Tensor, ...]:
 
 
 def difference(wanted: torch.Tensor, got: torch.Tensor) -> float:
-    """Largest absolute difference over the largest absolute value; NaN if either has one."""
+    """Largest absolute difference over the largest absolute value, both finite."""
     if not wanted.numel():
         return 0.0
     if not wanted.dtype.is_floating_point:

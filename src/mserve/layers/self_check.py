@@ -59,12 +59,12 @@ def _check_layer(decoder: Decoder, number: int, cache: KVCache) -> None:
     blocks = torch.arange(num_blocks, device=device)
     cache.clear(blocks)
     generator = torch.Generator().manual_seed(number)
-    with compared_kernels():
+    with compared_kernels("model.embed_tokens"):
         like = decoder.embedding(batch.token_ids)
     _fill(cache, number, context, like, generator)
     hidden = torch.randn(like.shape, generator=generator).to(like)
     scores = torch.randn((_TOKENS, 1000), generator=generator).to(device)
-    with compared_kernels():
+    with compared_kernels(layer.name):
         layer(hidden, batch, decoder.angles(batch.positions), cache)
         draw(scores, _DRAWN)
     cache.clear(blocks)
