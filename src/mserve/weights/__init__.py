@@ -2,11 +2,11 @@
 
 from mserve.weights.convert import quantize_checkpoint
 from mserve.weights.converting import Converting
-from mserve.weights.experts import gated_mlp, run_experts
+from mserve.weights.experts import first_experts, gated_mlp, run_experts
 from mserve.weights.loading import load
 from mserve.weights.piece import Piece
 from mserve.weights.storage import Storage
-from mserve.weights.weight import Part, Weight
+from mserve.weights.weight import Part, Weight, forms
 
 __all__ = [
     "Converting",
@@ -14,6 +14,8 @@ __all__ = [
     "Piece",
     "Storage",
     "Weight",
+    "first_experts",
+    "forms",
     "gated_mlp",
     "load",
     "quantize_checkpoint",

@@ -16,7 +16,7 @@ from mserve.weights.int8 import Int8Weight
 from mserve.weights.int8_static import Int8StaticWeight
 from mserve.weights.mxfp8 import Mxfp8Weight
 from mserve.weights.plain import PlainWeight
-from mserve.weights.weight import Weight
+from mserve.weights.weight import Weight, forms
 
 GatedPair = tuple[Weight, Weight]
 """gate_up [2I, hidden] and down [hidden, I]."""
@@ -72,6 +72,17 @@ def gated_mlp(
     if alike := _stored_alike((gate_up, down)):
         return kernels.gated_mlp(hidden, *alike, activation)
     return down.linear(kernels.activate(gate_up.linear(hidden), activation))
+
+
+def first_experts(
+    gate_up: Weight, down: Weight
+) -> dict[tuple[frozenset[type], frozenset[type]], int]:
+    """The forms that experts have, and of each the number of the first expert that has it."""
+    first: dict[tuple[frozenset[type], frozenset[type]], int] = {}
+    alike = len(forms(gate_up)) == len(forms(down)) == 1
+    for number in range(1 if alike else gate_up.shape[0]):
+        first.setdefault((forms(gate_up[number]), forms(down[number])), number)
+    return first
 
 
 def _stored_alike(matrices: tuple[Weight, ...]) -> list[Matrix]:
