@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mserve.kernels import (
+    GatedActivation,
     gemma_rms_norm,
     norm_rope,
     rms_norm,
@@ -24,6 +25,7 @@ from mserve.kernels import (
 )
 
 DTYPES = [torch.float32, torch.bfloat16]
+SILU = GatedActivation("silu")
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
 
@@ -129,7 +131,7 @@ def test_experts_sum_over_choices_and_over_ranks(seed, tokens, experts, parts):
             inner = gate * torch.sigmoid(gate) * up
             expected[token] += weight * (down[expert].double() @ inner)
 
-    run = partial(run_experts, hidden, ids, weights, activation=silu_gated)
+    run = partial(run_experts, hidden, ids, weights, activation=SILU)
     whole = run(gate_up=gate_up, down=down, first_expert=0)
     torch.testing.assert_close(whole.double(), expected, rtol=1e-4, atol=1e-4)
     edges = [experts * part // parts for part in range(parts + 1)]
@@ -146,7 +148,7 @@ def test_experts_sum_in_fp32():
     gate_up = torch.full((2, 2, 1), 30.0, dtype=torch.bfloat16)
     down = torch.ones((2, 1, 1), dtype=torch.bfloat16)
     ids, weights = torch.tensor([[0, 1]]), torch.tensor([[1.0, 2.0**-10]])
-    total = run_experts(hidden, ids, weights, gate_up, down, silu_gated, 0)
+    total = run_experts(hidden, ids, weights, gate_up, down, SILU, 0)
     expert = silu_gated(torch.tensor([30.0, 30.0], dtype=torch.bfloat16)).item()
     assert total.dtype == torch.float32
     assert total.item() == expert * (1 + 2.0**-10)

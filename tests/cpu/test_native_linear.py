@@ -96,15 +96,19 @@ SILU = kernels.GatedActivation("silu")
 SWIGLU = kernels.GatedActivation("swiglu_oai", alpha=1.702, limit=7.0, beta=1.0)
 
 
+def exact_activation(gate_up, activation):
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    if activation.kind == "silu":
+        return gate * gate.sigmoid() * up
+    gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
+    return (up + activation.beta) * gate * (activation.alpha * gate).sigmoid()
+
+
 def exact_experts(x, ids, weights, gate_up, down, activation, first_expert, shared):
     """One choice after the other in double precision."""
 
     def expert(row, gate_up, down):
-        gate, up = (gate_up.double() @ row.double()).chunk(2)
-        if activation.kind == "silu":
-            return down.double() @ (gate * gate.sigmoid() * up)
-        gate, up = gate.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
-        return down.double() @ ((up + activation.beta) * gate * (activation.alpha * gate).sigmoid())
+        return down.double() @ exact_activation(gate_up.double() @ row.double(), activation)
 
     total = torch.zeros(x.shape, dtype=torch.float64)
     for token, choices in enumerate(ids.tolist()):
@@ -115,6 +119,25 @@ def exact_experts(x, ids, weights, gate_up, down, activation, first_expert, shar
         if shared is not None:
             total[token] += expert(x[token], *shared)
     return total
+
+
+@quick
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    tokens=st.integers(0, 40),
+    inner=st.sampled_from([1, 8, 51, 700, 1024]),
+    activation=st.sampled_from([SILU, SWIGLU]),
+)
+def test_activation_rounds_once(each_isa, seed, dtype, tokens, inner, activation):  # noqa: F811
+    gate_up = 5 * torch.randn(tokens, 2 * inner, generator=torch.Generator().manual_seed(seed))
+    gate_up = gate_up.to(dtype)
+    found = native.activate(gate_up, activation)
+    exact = exact_activation(gate_up, activation)
+    rounding = torch.finfo(dtype).eps / 2 * 1.01 + 2e-6
+    assert ((found - exact).abs() <= exact.abs() * rounding + 1e-30).all()
+    for token in range(0, tokens, 7):
+        assert torch.equal(native.activate(gate_up[token : token + 1], activation)[0], found[token])
 
 
 def expected_size(values: torch.Tensor) -> float:

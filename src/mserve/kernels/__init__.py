@@ -8,6 +8,7 @@ from mserve.kernels.activation import GatedActivation, silu_gated, swiglu_oai
 from mserve.kernels.cache_plane import CachePlane, ScaledPlane
 from mserve.kernels.choose import (
     KernelChoice,
+    activate,
     choose_kernels,
     draw,
     embedding,
@@ -67,6 +68,7 @@ __all__ = [
     "Mxfp8Matrix",
     "ScaledPlane",
     "StaticInputs",
+    "activate",
     "best",
     "choose_kernels",
     "compared_kernels",

@@ -14,18 +14,19 @@ from torch.nn.functional import silu
 
 @dataclass(frozen=True, slots=True)
 class GatedActivation:
-    """Which of the two, with its numbers: what the fused experts need to know beforehand."""
+    """Which of the two, with its numbers."""
 
     kind: Literal["silu", "swiglu_oai"]
     alpha: float = 0.0
     limit: float = 0.0
     beta: float = 0.0
 
-    def __call__(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """From [..., 2I] to [..., I]."""
-        if self.kind == "silu":
-            return silu_gated(gate_up)
-        return swiglu_oai(gate_up, self.alpha, self.limit, self.beta)
+
+def activate(gate_up: torch.Tensor, activation: GatedActivation) -> torch.Tensor:
+    """From [..., 2I] to [..., I] of the same dtype."""
+    if activation.kind == "silu":
+        return silu_gated(gate_up)
+    return swiglu_oai(gate_up, activation.alpha, activation.limit, activation.beta)
 
 
 def silu_gated(gate_up: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from mserve.kernels import native
+from mserve.kernels.activation import activate as activate_in_torch
 from mserve.kernels.draw import draw as draw_in_torch
 from mserve.kernels.embedding import embedding as embedding_in_torch
 from mserve.kernels.linear import linear as linear_in_torch
@@ -59,6 +60,7 @@ rms_norm_rope = Op(rms_norm_rope_in_torch, native.rms_norm_rope)
 mean_squares = Op(mean_squares_in_torch, native.mean_squares)
 rope_angles = Op(rope_angles_in_torch, native.rope_angles)
 embedding = Op(embedding_in_torch, native.embedding)
+activate = Op(activate_in_torch, native.activate)
 residual_sum = Op(residual_sum_in_torch, native.residual_sum)
 draw = Op(draw_in_torch, native.draw)
 write_kv = Op(write_kv_in_torch, native.write_kv)
@@ -78,6 +80,7 @@ OPS = (
     mean_squares,
     rope_angles,
     embedding,
+    activate,
     residual_sum,
     draw,
     write_kv,

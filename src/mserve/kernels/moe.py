@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from mserve.kernels.activation import GatedActivation, activate
 from mserve.kernels.linear import linear
 from mserve.kernels.matrix import Matrix
 
@@ -19,7 +20,7 @@ def run_experts(
     weights: torch.Tensor,
     gate_up: Matrix,
     down: Matrix,
-    activation: Callable[[torch.Tensor], torch.Tensor],
+    activation: GatedActivation,
     first_expert: int,
     shared: tuple[Matrix, Matrix] | None = None,
     out_dtype: torch.dtype = torch.float32,
@@ -72,10 +73,7 @@ def sum_experts(
 
 
 def gated_mlp(
-    hidden: torch.Tensor,
-    gate_up: Matrix,
-    down: Matrix,
-    activation: Callable[[torch.Tensor], torch.Tensor],
+    hidden: torch.Tensor, gate_up: Matrix, down: Matrix, activation: GatedActivation
 ) -> torch.Tensor:
     """down(activation(gate, up)) of ``hidden`` [T, hidden], of its shape and dtype."""
-    return linear(activation(linear(hidden, gate_up)), down)
+    return linear(activate(linear(hidden, gate_up), activation), down)

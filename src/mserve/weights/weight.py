@@ -139,3 +139,10 @@ class Separate:
     def pieces(self) -> Iterator[Piece]:
         for member in self.members:
             yield from member.pieces()
+
+
+def forms(weight: Weight) -> frozenset[type]:
+    """What ``weight`` is stored in: one class for each form among its parts."""
+    if isinstance(weight, Joined | Separate):
+        return frozenset[type]().union(*map(forms, weight.members))
+    return frozenset((type(weight),))

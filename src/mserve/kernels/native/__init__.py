@@ -32,6 +32,7 @@ from mserve.kernels.native.library import (
 from mserve.kernels.native.matrix_ops import gated_mlp, linear, run_experts
 from mserve.kernels.native.placement import interleave, touch_rows
 from mserve.kernels.native.row_ops import (
+    activate,
     draw,
     embedding,
     gemma_rms_norm,
@@ -53,6 +54,7 @@ __all__ = [
     "NativeUnavailable",
     "Sizes",
     "Tape",
+    "activate",
     "available_isas",
     "beyond_bounds",
     "draw",

@@ -12,6 +12,7 @@ from mserve.kernels.native.library import NativeError
 
 DTYPES = {torch.bfloat16: 0, torch.float32: 1}
 """Their numbers in cpp/."""
+ACTIVATIONS = {"silu": 0, "swiglu_oai": 1}
 
 
 def same_dtype(*tensors: torch.Tensor) -> int:

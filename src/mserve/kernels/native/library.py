@@ -33,6 +33,7 @@ _OPS = {
     "mserve_mean_squares": [_P] * 2 + [_N] * 6 + [_I],
     "mserve_embedding": [_P] * 3 + [_N] * 3 + [_I],
     "mserve_rope_angles": [_P] * 4 + [_N] * 2,
+    "mserve_activate": [_P] * 2 + [_N] * 2 + [_I] * 2 + [_F] * 3,
     "mserve_residual_sum": [_P] * 3 + [_N] * 2 + [_I],
     "mserve_draw": [_P] * 9 + [_N] * 2,
     "mserve_tape_begin": [],

@@ -15,10 +15,9 @@ from mserve.kernels.activation import GatedActivation
 from mserve.kernels.linear_fp8_block import FP8_BLOCK
 from mserve.kernels.linear_mxfp8 import MXFP8_GROUP
 from mserve.kernels.matrix import Fp8BlockMatrix, Int8Matrix, Int8StaticMatrix, Matrix
-from mserve.kernels.native.demands import DTYPES, contiguous, same_dtype, typed
+from mserve.kernels.native.demands import ACTIVATIONS, DTYPES, contiguous, same_dtype, typed
 from mserve.kernels.native.library import NativeError, check, library
 
-_ACTIVATIONS = {"silu": 0, "swiglu_oai": 1}
 _WIDEST_INT8 = 2**17 - 1
 """Of wider rows a sum of products of bytes may not fit 32 bits."""
 
@@ -86,7 +85,7 @@ def run_experts(
         library().mserve_moe(
             hidden.data_ptr(), *places, ids.data_ptr(), weights.data_ptr(), out.data_ptr(),
             rows, width, inner, shared_inner, experts, first_expert, ids.shape[1],
-            same_dtype(hidden), DTYPES[out_dtype], storage, _ACTIVATIONS[activation.kind],
+            same_dtype(hidden), DTYPES[out_dtype], storage, ACTIVATIONS[activation.kind],
             activation.alpha, activation.limit, activation.beta,
         )
     )  # fmt: skip

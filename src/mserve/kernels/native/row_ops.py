@@ -1,4 +1,5 @@
-"""Native ops that treat every row by itself: norms, rotation, routing, and the ends of a step.
+"""Native ops that treat every row by itself: norms, rotation, routing, activation, and the ends
+of a step.
 
 Each function has the arguments and the result of the reference of its name in ``mserve.kernels``.
 Knows tensors; does not know layers or when to use which implementation.
@@ -9,9 +10,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from mserve.kernels.activation import GatedActivation
 from mserve.kernels.draw import DrawRules
 from mserve.kernels.native.bounds import MAX_CHOSEN_EXPERTS, MAX_HEAD_WIDTH
-from mserve.kernels.native.demands import contiguous, heads_contiguous, same_dtype, typed
+from mserve.kernels.native.demands import (
+    ACTIVATIONS,
+    contiguous,
+    heads_contiguous,
+    same_dtype,
+    typed,
+)
 from mserve.kernels.native.library import NativeError, check, library
 
 
@@ -140,6 +148,20 @@ def rope_angles(
         )
     )
     return cosine, sine
+
+
+def activate(gate_up: torch.Tensor, activation: GatedActivation) -> torch.Tensor:
+    """From ``gate_up`` [T, 2I] to [T, I] of the same dtype."""
+    contiguous(gate_up)
+    dtype, (rows, both) = same_dtype(gate_up), gate_up.shape
+    out = torch.empty((rows, both // 2), dtype=gate_up.dtype)
+    check(
+        library().mserve_activate(
+            gate_up.data_ptr(), out.data_ptr(), rows, both // 2, dtype,
+            ACTIVATIONS[activation.kind], activation.alpha, activation.limit, activation.beta,
+        )
+    )  # fmt: skip
+    return out
 
 
 def residual_sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

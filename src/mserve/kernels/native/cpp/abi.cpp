@@ -188,6 +188,13 @@ int mserve_rope_angles(const int64_t* positions, const float* frequencies, float
              AnglesArgs{positions, frequencies, cosine, sine, tokens, turned});
 }
 
+int mserve_activate(const void* x, void* out, int64_t rows, int64_t width, int dtype,
+                    int activation, float alpha, float limit, float beta) {
+  return run(&Kernels::activate,
+             ActivateArgs{x, out, rows, width, DType(dtype),
+                          ActivationArgs{Activation(activation), alpha, limit, beta}});
+}
+
 int mserve_residual_sum(const void* x, const void* y, void* out, int64_t rows, int64_t width,
                         int dtype) {
   return run(&Kernels::residual_sum, ResidualArgs{x, y, out, rows, width, DType(dtype)});

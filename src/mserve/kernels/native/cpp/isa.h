@@ -27,6 +27,7 @@ struct Kernels {
   void (*write_kv)(const WriteArgs&);
   void (*embedding)(const EmbeddingArgs&);
   void (*rope_angles)(const AnglesArgs&);
+  void (*activate)(const ActivateArgs&);
   void (*residual_sum)(const ResidualArgs&);
   void (*draw)(const DrawArgs&);
   void (*route)(const RouteArgs&);

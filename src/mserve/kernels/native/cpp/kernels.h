@@ -38,6 +38,7 @@ extern const Kernels kernels{
     write_kv,
     embedding,
     rope_angles,
+    activate,
     residual_sum,
     draw,
     route,

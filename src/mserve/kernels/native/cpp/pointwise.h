@@ -1,5 +1,5 @@
-// The ends of a step and what joins its layers: rows of the embedding, rotary angles, the residual
-// sum.
+// The ends of a step and what joins its products: rows of the embedding, rotary angles, the gated
+// activation, the residual sum.
 
 // A token id that is no row of the embedding is std::out_of_range, before anything is written.
 inline void embedding(const EmbeddingArgs& a) {
@@ -23,6 +23,24 @@ inline void rope_angles(const AnglesArgs& a) {
         a.sine[t * a.turned + c] = std::sin(angle);
       }
   });
+}
+
+template <class T>
+void activate_typed(const ActivateArgs& a) {
+  for_rows(a.rows, 2 * a.width, [&](Range mine) {
+    for (int64_t r = mine.begin; r < mine.end; ++r) {
+      const T *gate = static_cast<const T*>(a.x) + r * 2 * a.width, *up = gate + a.width;
+      T* out = static_cast<T*>(a.out) + r * a.width;
+      for (int64_t k = 0; k < a.width; k += kLanes) {
+        const int64_t left = a.width - k;
+        store(out + k, activate(a.activation, load(gate + k, left), load(up + k, left)), left);
+      }
+    }
+  });
+}
+
+inline void activate(const ActivateArgs& a) {
+  a.dtype == DType::kFloat32 ? activate_typed<float>(a) : activate_typed<bf16>(a);
 }
 
 template <class T>

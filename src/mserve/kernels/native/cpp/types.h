@@ -181,6 +181,15 @@ struct ResidualArgs {
   DType dtype;
 };
 
+// The gated activation of gate x[r, :width] and up x[r, width:].
+struct ActivateArgs {
+  const void* x;  // [rows, 2 * width] of dtype
+  void* out;      // [rows, width]
+  int64_t rows, width;
+  DType dtype;
+  ActivationArgs activation;
+};
+
 // The highest score of each row and a token: that one, or one drawn by chance. Arrays are [rows].
 struct DrawArgs {
   const float* scores;        // [rows, width]
