@@ -84,7 +84,11 @@ def asked_about(
         thought = f"I look for {name}." if mode == "enabled" else ""
         messages.append(assistant(said_of(name, table), thinking=thought))
     last = asked[-1]
-    check = {"contains": [table[last]]} if last in table else {"contains": ["not found"]}
+    said = said_of(last, table)
+    check = {
+        "contains": [table.get(last, "not found")],
+        "absent": [other for other in dict.fromkeys(table.values()) if other not in said],
+    }
     return Conversation(messages=messages, mode=mode, part=part, check=check)
 
 
