@@ -221,13 +221,21 @@ def test_a_device_that_is_not_there_is_refused(checkpoint, monkeypatch):
         start(config_for(checkpoint, device="cuda"))
 
 
-def test_weights_that_compute_no_numbers_are_refused_at_warm_up(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.norm.weight", "model.norm are damaged"),
+        # The kernels are checked on one layer of a kind; what else is damaged, warm-up sees.
+        ("model.layers.1.input_layernorm.weight", "not a finite number"),
+    ],
+)
+def test_weights_that_compute_no_numbers_are_refused(tmp_path, name, words):
     path = small_toy(tmp_path, "m2")
-    source = open_checkpoint(path).tensors["model.norm.weight"]
+    source = open_checkpoint(path).tensors[name]
     with source.file.open("r+b") as file:
         file.seek(source.offset)
         file.write(np.full(64, np.nan, np.float32).tobytes())
-    with pytest.raises(CheckpointError, match="not a finite number"):
+    with pytest.raises(CheckpointError, match=words):
         start(config_for(path))
 
 

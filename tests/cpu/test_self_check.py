@@ -15,7 +15,7 @@ from mserve.kernels import Int8Matrix, choose, compare, use_kernels
 from mserve.layers import check_kernels
 from mserve.models import Model
 from mserve.testing.tiny_models import load_model, m2_spec, m3_spec, new_cache, random_tensors
-from mserve.weights import Converting
+from mserve.weights.converting import Converting
 
 # a width that MXFP8 can store: a multiple of 32
 M2, M3 = m2_spec(hidden_size=64), m3_spec(hidden_size=64)
