@@ -18,14 +18,21 @@ _TARGET = 0.95
 
 
 def drawing(lines: list[dict[str, Any]]) -> str:
-    """The SVG of ``lines``, records of ``demo.train``."""
+    """The SVG of ``lines``, records of ``demo.train``. A skill may have been added on the way."""
     skills = list(lines[-1]["held_out"])
     most = max(line["tokens"] for line in lines)
     rows = -(-len(skills) // _COLUMNS)
     width = _COLUMNS * (_WIDTH + _GAP) + _GAP
     height = rows * (_HEIGHT + _GAP + _TITLE) + _GAP
     panels = [
-        _panel(skill, [(line["tokens"] / most, line["held_out"][skill]) for line in lines])
+        _panel(
+            skill,
+            [
+                (line["tokens"] / most, line["held_out"][skill])
+                for line in lines
+                if skill in line["held_out"]
+            ],
+        )
         for skill in skills
     ]
     placed = []

@@ -38,12 +38,13 @@ def weather_example(draw: Draw) -> Conversation:
 
 
 def parallel_example(draw: Draw) -> Conversation:
-    """Two or three calls in one answer: of one tool, or of different ones."""
+    """Two or three calls of different tools in one answer. No two tools are of one purpose: either
+    would do."""
     count = draw.number(2, 3)
     uses: list[Use] = []
     while len(uses) < count:
         use = flat_use(draw)
-        if all(use.name != other.name for other in uses):
+        if all(use.name != other.name and _described(use) != _described(other) for other in uses):
             uses.append(use)
     return called(draw, uses, num_others=draw.number(0, 1))
 
@@ -91,7 +92,6 @@ def called(draw: Draw, uses: list[Use], num_others: int | None = None) -> Conver
     later: list[Use] = []
     for _ in range(num_others):
         other = flat_use(draw)
-        # Two tools of one purpose: either would do.
         if _described(other) not in descriptions and other.name not in tools:
             tools[other.name] = other.tool
             descriptions.add(_described(other))

@@ -40,6 +40,8 @@ def _fill(draw: Draw) -> tuple[dict[str, str], Arguments]:
     """The whole request is one value here, since each language has its own words."""
     is_chinese = draw.happens(0.5)
     city = draw.one(words.CHINESE_CITIES if is_chinese else words.CITIES)
+    if is_chinese and not draw.held_out and draw.happens(0.3):
+        city = draw.one([city for city in words.CHINESE_CITIES if len(city) > 2])  # few, so rare
     request = draw.phrase(CHINESE if is_chinese else ENGLISH).format(city=city)
     if draw.happens(0.75):
         return {"request": request}, {"city": city}
