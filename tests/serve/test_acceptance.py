@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 
-from mserve.cli.chat_server import served
+from mserve.cli.chat_server import started
 from mserve.text import load_tokenizer
 from mserve.toy import write_toy
 
@@ -46,8 +46,8 @@ def children_find_the_package() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def url(toy: Path) -> Iterator[str]:
-    with served(toy, BLOCKS, lambda stage, fraction: None) as address:
-        yield address
+    with started(toy, BLOCKS, lambda stage, fraction: None) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import openai
 import pydantic
 import pytest
 
-from mserve.cli.chat_server import served
+from mserve.cli.chat_server import started
 from mserve.toy import write_toy
 
 BUDGET = 5
@@ -46,8 +46,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_toy(toy, arch="m2", vocab_size=1500, num_layers=2, hidden_size=64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
-        with served(toy, FLAGS, lambda stage, fraction: None) as address:
-            yield address
+        with started(toy, FLAGS, lambda stage, fraction: None) as server:
+            yield server.url
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pytest
 
 from mserve.capacity import plan_memory, read_machine
 from mserve.checkpoint import convert_on_load, open_checkpoint
-from mserve.cli.chat_server import served, started
+from mserve.cli.chat_server import started
 from mserve.cli.main import run
 from mserve.core import CacheConfig, EngineConfig, ModelConfig, SetupError, blocks_for
 from mserve.toy import write_toy
@@ -30,9 +30,9 @@ TOKENS = 6
 WAITS_BESIDE_A_SERVER = """\
 import sys, time
 from pathlib import Path
-from mserve.cli.chat_server import served
-with served(Path(sys.argv[1]), sys.argv[2:], lambda stage, fraction: None) as url:
-    print(url, flush=True)
+from mserve.cli.chat_server import started
+with started(Path(sys.argv[1]), sys.argv[2:], lambda stage, fraction: None) as server:
+    print(server.url, flush=True)
     time.sleep(120)
 """
 
@@ -56,9 +56,9 @@ def children_find_the_package() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def url(toy: Path) -> Iterator[str]:
     stages: list[str] = []
-    with served(toy, FLAGS, lambda stage, fraction: stages.append(stage)) as address:
-        yield address
-    assert_nobody_listens(address)
+    with started(toy, FLAGS, lambda stage, fraction: stages.append(stage)) as server:
+        yield server.url
+    assert_nobody_listens(server.url)
 
 
 def assert_nobody_listens(address: str) -> None:
@@ -215,7 +215,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["OtherModel"]}')
     with (
         pytest.raises(SetupError, match="OtherModel"),
-        served(tmp_path, [], lambda stage, fraction: None),
+        started(tmp_path, [], lambda stage, fraction: None),
     ):
         pass
 

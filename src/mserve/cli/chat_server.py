@@ -39,15 +39,6 @@ class Server:
 
 
 @contextlib.contextmanager
-def served(
-    checkpoint: Path, flags: Sequence[str], report: Callable[[str, float], None]
-) -> Iterator[str]:
-    """``started`` for those who need no more than the URL."""
-    with started(checkpoint, flags, report) as server:
-        yield server.url
-
-
-@contextlib.contextmanager
 def started(
     checkpoint: Path, flags: Sequence[str], report: Callable[[str, float], None]
 ) -> Iterator[Server]:
