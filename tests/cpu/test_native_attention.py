@@ -156,6 +156,15 @@ def test_large_scores_do_not_overflow(each_isa):  # noqa: F811
     torch.testing.assert_close(output, kernels.paged_attention(*place), rtol=1e-3, atol=1e-3)
 
 
+def index_case(seed, dtype, shape):
+    """A cache, and index queries of the tokens that stand at the positions given beside them."""
+    starts, length, groups, width = (shape[k] for k in ("starts", "length", "groups", "width"))
+    num_blocks = (max(starts) + length - 1) // BLOCK_TOKENS + 1
+    cache = Cache(seed, dtype, len(starts), num_blocks, 1, width)
+    query = cache.normal(len(starts), length, groups, width)
+    return cache, query, positions_of(starts, length)
+
+
 @quick
 @given(
     seed=seeds,
@@ -166,13 +175,10 @@ def test_large_scores_do_not_overflow(each_isa):  # noqa: F811
     init=st.integers(0, 2),
 )
 def test_selection_is_the_reference_s(each_isa, seed, dtype, shape, topk, local, init):  # noqa: F811
-    starts, length, groups, width = (shape[k] for k in ("starts", "length", "groups", "width"))
-    num_blocks = (max(starts) + length - 1) // BLOCK_TOKENS + 1
-    cache = Cache(seed, dtype, len(starts), num_blocks, 1, width)
-    query = cache.normal(len(starts), length, groups, width)
+    cache, query, positions = index_case(seed, dtype, shape)
     # A block written twice scores the same bits: a tie, won by the lower number.
     cache.index_keys[cache.blocks[:, -1]] = cache.index_keys[cache.blocks[:, 0]]
-    arguments = (query, cache.index_keys, cache.blocks, positions_of(starts, length))
+    arguments = (query, cache.index_keys, cache.blocks, positions)
     rule = {"topk_blocks": topk, "local_blocks": local, "init_blocks": init}
     chosen = native.select_blocks(*arguments, **rule)
     expected = kernels.select_blocks(*arguments, **rule)
@@ -200,14 +206,12 @@ def test_keys_that_are_no_number_are_passed_over(
     nans,
 ):
     """Values are small integers, so that all scores are exact; some blocks have no score."""
-    starts, length, groups, width = (shape[k] for k in ("starts", "length", "groups", "width"))
-    num_blocks = (max(starts) + length - 1) // BLOCK_TOKENS + 1
-    cache = Cache(seed, dtype, len(starts), num_blocks, 1, width)
-    query = cache.normal(len(starts), length, groups, width).round()
+    cache, query, positions = index_case(seed, dtype, shape)
+    query = query.round()
     keys = cache.index_keys.copy_(cache.index_keys.round())
     keys[torch.rand(keys.shape[:3], generator=cache.random) < nans] = torch.nan
     keys[cache.blocks[:, :3]] = torch.nan
-    arguments = (query, keys, cache.blocks, positions_of(starts, length))
+    arguments = (query, keys, cache.blocks, positions)
     rule = {"topk_blocks": topk, "local_blocks": local, "init_blocks": init}
     chosen = native.select_blocks(*arguments, **rule)
     assert torch.equal(chosen, kernels.select_blocks(*arguments, **rule))
