@@ -25,7 +25,7 @@ import httpx
 from load import Load, as_json, run, summarise
 from record import RESULTS, ROOT, command, commit, machine, mserve, slug
 
-from mserve.cli.chat_server import served
+from mserve.cli.chat_server import Server, started
 
 COLUMNS = {
     "streams": "streams",
@@ -47,9 +47,9 @@ def main() -> None:
         "targets": {},
     }
     hardware = options.hardware or slug(report["machine"])
-    for name, url in targets(options):
-        with url as address:
-            report["targets"][name] = measure(address, options)
+    for name, target in targets(options):
+        with target as server:
+            report["targets"][name] = measure(server.url, options)
     stem = f"serve_{hardware}_{report['date']}"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -80,16 +80,16 @@ def parse() -> argparse.Namespace:
 
 def targets(
     options: argparse.Namespace,
-) -> Iterator[tuple[str, contextlib.AbstractContextManager[str]]]:
-    """(name, context that yields a URL) of everything to measure."""
+) -> Iterator[tuple[str, contextlib.AbstractContextManager[Server]]]:
+    """(name, context that yields a server) of everything to measure."""
     if options.url:
-        yield options.url, contextlib.nullcontext(options.url)
+        yield options.url, contextlib.nullcontext(Server(options.url))
         return
     for preset in options.presets.split(","):
         checkpoint = options.checkpoints / preset
         if not (checkpoint / "config.json").exists():
             mserve("toy", str(checkpoint), "--preset", preset)
-        yield preset, served(checkpoint, options.serve_flags, lambda stage, fraction: None)
+        yield preset, started(checkpoint, options.serve_flags, lambda stage, fraction: None)
 
 
 def measure(url: str, options: argparse.Namespace) -> dict[str, Any]:
