@@ -37,6 +37,11 @@ class Pass:
     loads: list[Tensor] = field(default_factory=list)  # per MoE layer: tokens per expert
 
 
+def fast_dtype() -> torch.dtype:
+    """bf16 where the processor multiplies it; elsewhere it would take ten times as long as fp32."""
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
 class DemoModel(nn.Module):
     """``hidden`` of token ids, then ``logits`` of the rows that matter."""
 

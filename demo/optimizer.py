@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from demo.model import fast_dtype
+
 _MOMENTUM = 0.95
 _BETAS = (0.9, 0.98)
 _EPS = 1e-10
@@ -88,7 +90,7 @@ def _scaled(name: str) -> bool:
 
 def orthogonal(matrices: Tensor) -> Tensor:
     """[.., rows, columns] with all singular values near 1, by Newton and Schulz's iteration."""
-    x = matrices.bfloat16()
+    x = matrices.to(fast_dtype())
     turned = x.shape[-2] > x.shape[-1]
     if turned:
         x = x.mT

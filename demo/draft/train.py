@@ -27,7 +27,7 @@ from demo.data import tokenizer, training_sample
 from demo.draft.export import export_draft
 from demo.draft.model import Draft, DraftShape
 from demo.export import trained
-from demo.model import DemoModel
+from demo.model import DemoModel, fast_dtype
 from demo.schedule import Mix
 
 STEPS = 3  # unrolled: guesses in a row
@@ -112,7 +112,7 @@ class Guesses(NamedTuple):
 def guesses(draft: Draft, target: DemoModel, batch: Batch) -> Guesses:
     """What the draft guesses where the target's tokens so far are those of the text."""
     with torch.no_grad():
-        run = target.begin(batch.token_ids.shape[1], dtype=torch.bfloat16, sparse=True)
+        run = target.begin(batch.token_ids.shape[1], dtype=fast_dtype(), sparse=True)
         streams = target.residual_streams(batch.token_ids, run)
         logits = target.logits(streams[-1].flatten(0, 1)[batch.rows], run).float()
         embedded = F.embedding(batch.token_ids, target.embedding)
