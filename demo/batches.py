@@ -77,7 +77,8 @@ def step_batches(seed: int, step: int, step_tokens: int, mix: Mix) -> list[Batch
     sequences = []
     for length, share in mix.needles:
         sequences += _needles(rng, length, step_tokens * share)
-    shares = {name: share for name, (_, share) in SKILLS.items() if name != "needle"}
+    shares = {name: share for name, (_, share) in SKILLS.items()} | dict(mix.shares)
+    del shares["needle"]
     sequences += [
         _repeats(rng) for _ in range(int(step_tokens * mix.repeats / _JOINED_TOKENS + rng.random()))
     ]

@@ -6,7 +6,8 @@ for them; then ever longer ones beside them. Numbers are shares of the whole run
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 _WARM_UP = 0.01
 _DECAY_FROM = 0.45
@@ -20,15 +21,19 @@ class Mix:
     needles: tuple[tuple[int, float], ...]  # of at most so many tokens, and their share
     repeats: float = 0.0  # random runs that come again
     long_texts: tuple[int, float] = (12_000, 0.0)  # up to so many tokens; on top of all else
+    shares: Mapping[str, float] = field(default_factory=dict)  # of skills, where not the usual
 
+
+# Late in a run nearly all samples have nothing left to teach but these two skills'.
+_LATE = {"arithmetic": 4.0, "json": 2.0, "turns": 2.0, "parallel": 20.0, "forms": 14.0}
 
 _MIXES = (
     (0.00, Mix(needles=((512, 0.05),), repeats=0.05)),
     (0.10, Mix(needles=((512, 0.04), (1500, 0.08)), repeats=0.02)),
     (0.40, Mix(needles=((1500, 0.08), (4000, 0.05)), long_texts=(12_000, 0.04))),
     (0.60, Mix(needles=((1500, 0.06), (4000, 0.05)), long_texts=(13_000, 0.08))),
-    (0.75, Mix(needles=((1500, 0.06), (4000, 0.05)), long_texts=(13_000, 0.15))),
-    (0.90, Mix(needles=((1500, 0.06), (4000, 0.05)), long_texts=(13_000, 0.25))),
+    (0.75, Mix(needles=((1500, 0.06), (4000, 0.05)), long_texts=(13_000, 0.2), shares=_LATE)),
+    (0.90, Mix(needles=((1500, 0.06), (4000, 0.05)), long_texts=(13_000, 0.25), shares=_LATE)),
 )
 
 
@@ -42,8 +47,8 @@ def is_sparse(done: float) -> bool:
     return done >= _SPARSE_FROM
 
 
-def rate_at(done: float) -> float:
-    """Factor of the peak rate: up, level, then down in a line to nearly nothing."""
-    if done < _WARM_UP:
-        return 0.1 + 0.9 * done / _WARM_UP
-    return min(1.0, max(0.02, (1 - done) / (1 - _DECAY_FROM)))
+def rate_at(done: float, begun: float = 0.0) -> float:
+    """Factor of the peak rate: up, level, then down in a line to nearly nothing. A run that began
+    at ``begun`` goes up from there."""
+    warm = min(1.0, 0.1 + 0.9 * (done - begun) / _WARM_UP)
+    return warm * min(1.0, max(0.02, (1 - done) / (1 - _DECAY_FROM)))

@@ -1,5 +1,9 @@
 """Trains the demo model: `python -m demo.train OUT`, again to go on where it stopped.
 
+Where only an exported checkpoint is left of a run, `--begin-with CHECKPOINT --begin-at 76
+--tokens 86 --seed 1` goes on from it: the optimizer begins anew, the schedule at 76 of 86 million
+tokens, and another seed draws other samples.
+
 Workers of one thread each take batches of a step from a common counter, add up their gradients in
 shared memory and each move some of the parameters. So a core that others use slows a step down by
 what it is slower, not by a wait at every operation. What a step reads follows from the seed and its
@@ -34,7 +38,8 @@ from demo.batches import (
 )
 from demo.beginning import lay_out_looking_back
 from demo.data import blank_twins, tokenizer
-from demo.model import DemoModel, Pass
+from demo.export import exported
+from demo.model import DemoModel, Pass, fast_dtype
 from demo.moe import SparseMoe
 from demo.optimizer import Optimizer, Rates
 from demo.progress import Tally, curve_line, progress_line
@@ -57,6 +62,8 @@ class Settings:
     evaluate_every: int  # steps
     held_out: int  # examples of each skill
     rates: Rates
+    begin_with: Path | None = None  # an exported checkpoint
+    begin_at: int = 0  # tokens that it was trained on
 
 
 class Shared:
@@ -69,6 +76,9 @@ class Shared:
         self.done = torch.zeros(3, dtype=torch.long)  # steps, tokens, whether to save now
         if (settings.out / "state.safetensors").exists():
             self._restore(settings.out)
+        elif settings.begin_with is not None:
+            self.model.load_state_dict(exported(settings.begin_with).state_dict())
+            self.done[1] = settings.begin_at
         else:
             lay_out_looking_back(self.model, settings.seed, blank_twins())
         self.model.share_memory()
@@ -137,7 +147,7 @@ class Worker:
             step, share = int(shared.done[0]), tokens / settings.tokens
             batches = step_batches(settings.seed, step, settings.step_tokens, mix_at(share))
             self._learn(batches, sparse=is_sparse(share))
-            self._move(step + 1, rate_at(share))
+            self._move(step + 1, rate_at(share, settings.begin_at / settings.tokens))
             if self.leads:
                 shared.done[0] += 1
                 shared.done[1] += sum(batch.token_ids.numel() for batch in batches)
@@ -179,7 +189,7 @@ class Worker:
         self.shared.barrier.wait()
 
     def _begin(self, batch: Batch, *, sparse: bool) -> Pass:
-        return self.model.begin(batch.token_ids.shape[1], dtype=torch.bfloat16, sparse=sparse)
+        return self.model.begin(batch.token_ids.shape[1], dtype=fast_dtype(), sparse=sparse)
 
     def _losses(self, batch: Batch, run: Pass) -> tuple[Tensor, Tensor]:
         hidden = self.model.hidden(batch.token_ids, run).flatten(0, 1)
@@ -258,7 +268,11 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=24, help="examples of each skill")
     parser.add_argument("--matrix-rate", type=float, default=Rates().matrix)
     parser.add_argument("--vector-rate", type=float, default=Rates().vector)
+    parser.add_argument("--begin-with", type=Path, help="a checkpoint instead of random weights")
+    parser.add_argument("--begin-at", type=float, default=0.0, help="millions it was trained on")
     given = parser.parse_args()
+    if given.begin_with is None and given.begin_at:
+        parser.error("--begin-at belongs to --begin-with")
     given.out.mkdir(parents=True, exist_ok=True)
     settings = Settings(
         out=given.out,
@@ -269,6 +283,8 @@ def main() -> None:
         evaluate_every=given.evaluate_every,
         held_out=given.held_out,
         rates=Rates(matrix=given.matrix_rate, vector=given.vector_rate),
+        begin_with=given.begin_with,
+        begin_at=int(given.begin_at * 1e6),
     )
     context = multiprocessing.get_context("spawn")
     shared = Shared(settings, context)

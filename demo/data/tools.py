@@ -78,7 +78,9 @@ def flat_use(draw: Draw) -> Use:
     kind = draw.rng.random()
     if kind < 0.25:
         return shapes.free_use(draw)
-    return weather_use(draw) if kind < 0.4 else draw.any(shapes.FLAT).use(draw)
+    # Chinese cities, a token or more a sign, are the last that is copied well out of many tools.
+    weather = 0.4 if draw.held_out else 0.5
+    return weather_use(draw) if kind < weather else draw.any(shapes.FLAT).use(draw)
 
 
 def called(draw: Draw, uses: list[Use], num_others: int | None = None) -> Conversation:

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 
 from demo.batches import first_question, step_batches, teaching_queries
 from demo.beginning import lay_out_looking_back
-from demo.data import SKILLS
+from demo.data import SKILLS, tokenizer
+from demo.export import export
 from demo.index import BlockIndex, index_loss, past_attention
 from demo.model import DemoModel
 from demo.moe import SparseMoe
 from demo.optimizer import Optimizer, Rates, orthogonal
-from demo.schedule import Mix
+from demo.schedule import Mix, mix_at, rate_at
 from demo.shape import DemoShape
 from demo.train import Settings, Shared, Worker
 
@@ -180,10 +181,40 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypat
     assert set(json.loads(line)["held_out"]) == set(SKILLS)
 
 
-def train(out):
-    """One worker, in this process, over a few small steps; the last state."""
+def test_a_run_begins_with_a_checkpoint_and_then_goes_on_from_its_own_state(tmp_path):
+    given = DemoModel(DemoShape(vocab_size=tokenizer().vocab_size), seed=3)
+    export(given, tmp_path / "checkpoint", torch.float32)
+    begin = {"begin_with": tmp_path / "checkpoint", "begin_at": 3600}
+    settings = small_settings(tmp_path / "run", **begin)
+    shared = Shared(settings, multiprocessing.get_context("spawn"))
+    assert shared.done.tolist() == [0, 3600, 0]
+    begun = shared.model.state_dict()
+    assert all(torch.equal(begun[name], value) for name, value in given.state_dict().items())
+    trained = train(tmp_path / "run", **begin)
+    assert not torch.equal(trained["model.head"], given.head)
+    again = Shared(settings, multiprocessing.get_context("spawn"))
+    assert torch.equal(again.done, trained["done"])
+    assert torch.equal(again.model.head, trained["model.head"])
+
+
+def test_the_rate_goes_up_from_where_a_run_begins():
+    assert rate_at(0.0) == pytest.approx(0.1)
+    assert rate_at(0.3) == 1.0
+    assert rate_at(0.9, begun=0.9) == pytest.approx(0.1 * rate_at(0.9))
+    assert rate_at(0.92, begun=0.9) == rate_at(0.92)
+
+
+def test_shares_of_a_stage_are_those_of_skills():
+    assert set(mix_at(0.95).shares) < set(SKILLS)
+    none_but_weather = {name: float(name == "weather") for name in SKILLS}
+    batches = step_batches(0, 0, 2000, Mix(needles=(), shares=none_but_weather))
+    taught = {int(skill) for batch in batches for skill in batch.skills}
+    assert taught == {list(SKILLS).index("weather")}
+
+
+def small_settings(out, **more):
     out.mkdir(exist_ok=True)
-    settings = Settings(
+    return Settings(
         out=out,
         tokens=4800,
         step_tokens=400,
@@ -192,7 +223,13 @@ def train(out):
         evaluate_every=3,
         held_out=1,
         rates=Rates(),
+        **more,
     )
+
+
+def train(out, **more):
+    """One worker, in this process, over a few small steps; the last state."""
+    settings = small_settings(out, **more)
     shared = Shared(settings, multiprocessing.get_context("spawn"))
     Worker(0, settings, shared).run()
     return load_file(out / "state.safetensors")
