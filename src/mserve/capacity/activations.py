@@ -16,8 +16,9 @@ TORCH_SCRATCH_BYTES = 256 << 20
 # What the interpreter, its libraries and the allocator keep after a load and some steps of native
 # kernels, beyond the formulas: measured, docs/log.md.
 _PROCESS_BYTES = 96 << 20
-# Of a native thread: attention's tiles and, for each score of a row, a candidate of the draw.
-_THREAD_BYTES = 1 << 20
+# Of a native thread: attention's tiles, rows that become floats first where a processor does not
+# multiply bf16 and, for each score of a row, a candidate of the draw.
+_THREAD_BYTES = 3 << 20
 _CANDIDATE_BYTES = 8
 
 # fp32 scores, and for sampling their sorted copy, its ids (8 bytes) and probabilities.

@@ -13,7 +13,6 @@ template <class T>
 struct AttentionWork {
   using Kind = Fast<T>;
   using Element = typename Kind::Element;
-  using Probability = std::conditional_t<Kind::kWidth == 2, bf16, float>;
 
   Softmax *open, *closed;   // [rows], each with `out` of `width` floats
   const Element** queries;  // [rows] to broadcast
@@ -22,8 +21,8 @@ struct AttentionWork {
   int32_t* readers;         // [rows] that read the current block
   Element *keys, *values;   // panels of the current block
   T* expanded;              // its keys or values, if they are packed
-  float* scores;            // [kScoreRows, kBlockTokens]
-  Probability* probabilities;
+  float* scores;            // [kScoreRows or kDirectRows, kBlockTokens]
+  Probability<Kind>* probabilities;
   int64_t width;            // of the head, in whole panels
   int64_t bytes = 0;
 
@@ -35,8 +34,8 @@ struct AttentionWork {
     take(memory, keys, panel_steps<Kind>(a.width) * kBlockTokens);
     take(memory, values, panel_steps<Kind>(kBlockTokens) * width);
     take(memory, expanded, a.key.form == Cached::kPlain ? 0 : kBlockTokens * a.width);
-    take(memory, scores, kScoreRows * kBlockTokens);
-    take(memory, probabilities, kScoreRows * kBlockTokens);
+    take(memory, scores, std::max(kScoreRows, kDirectRows) * kBlockTokens);
+    take(memory, probabilities, std::max(kScoreRows, kDirectRows) * kBlockTokens);
     float* out;
     take(memory, out, 2 * rows * width);
     if (memory == nullptr) return;
@@ -157,20 +156,21 @@ void pack_block(const AttentionArgs& a, const BlockPair& block, AttentionWork<T>
                block.seen, a.width - column, keys_ahead);
 }
 
-#if defined(MSERVE_BF16_PAIRS)
+#if defined(MSERVE_FAST_TRANSPOSE)
 // The same for one block of a single token, from where it lies.
 template <class Stored>
 void absorb_directly(const AttentionArgs& a, const BlockPair& block, AttentionWork<bf16>& work) {
+  using Kind = AttentionWork<bf16>::Kind;
   const int64_t rows = a.heads / a.groups;
   const int64_t bytes = kBlockTokens * a.width * int64_t(sizeof(Stored));
   const auto *keys = block.key.values<Stored>(), *values = block.value.values<Stored>();
-  Weighted weighted[kDirectRows];
+  Weighted<Kind> weighted[kDirectRows];
   Following values_ahead(keys, bytes, values);
   for (int64_t key = 0; key < block.seen; key += kPanel)
-    direct_scores<Pairs>(work.queries, rows, keys + key * a.width, a.width, values_ahead,
-                         work.scores + key);
+    direct_scores<Kind>(work.queries, rows, keys + key * a.width, a.width, values_ahead,
+                        work.scores + key);
   for (int64_t r = 0; r < rows; ++r) {
-    bf16* probabilities = work.probabilities + r * kBlockTokens;
+    auto* probabilities = work.probabilities + r * kBlockTokens;
     float* out = work.open[r].out;
     const F32 keep = set1(soften(work.open[r], work.scores + r * kBlockTokens, block.factors(),
                                  block.seen, a.scale, probabilities));
@@ -186,12 +186,14 @@ inline void absorb_directly(const AttentionArgs& a, const BlockPair& block,
   switch (a.key.form) {
     case Cached::kPlain:
       return absorb_directly<bf16>(a, block, work);
+#if defined(MSERVE_BF16_PAIRS)
     case Cached::kE4m3:
       return absorb_directly<Code<Cached::kE4m3>>(a, block, work);
     case Cached::kInt8:
       return absorb_directly<Code<Cached::kInt8>>(a, block, work);
-    case Cached::kBFloat16:
-      return;  // under fp32 only
+#endif
+    default:
+      return;  // goes_directly says which
   }
 }
 #endif
@@ -200,8 +202,13 @@ inline void absorb_directly(const AttentionArgs& a, const BlockPair& block,
 template <class T>
 constexpr bool goes_directly([[maybe_unused]] const AttentionArgs& a,
                              [[maybe_unused]] int64_t tokens) {
+#if defined(MSERVE_FAST_TRANSPOSE)
 #if defined(MSERVE_BF16_PAIRS)
-  return std::is_same_v<T, bf16> && tokens == 1 && a.width % kDirectWidth == 0 &&
+  const bool readable = true;
+#else
+  const bool readable = a.key.form == Cached::kPlain;
+#endif
+  return std::is_same_v<T, bf16> && readable && tokens == 1 && a.width % kDirectWidth == 0 &&
          a.heads / a.groups <= kDirectRows;
 #else
   return false;

@@ -74,7 +74,7 @@ void attend(const AttentionArgs& a, const AttentionItem& item, const AttentionIt
     const BlockPair part{part_of(a, a.key, item, block), part_of(a, a.value, item, block), upcoming,
                          std::min(kBlockTokens, offset + last_reader + 1)};
     if (goes_directly<T>(a, tokens)) {
-#if defined(MSERVE_BF16_PAIRS)
+#if defined(MSERVE_FAST_TRANSPOSE)
       if constexpr (std::is_same_v<T, bf16>) absorb_directly(a, part, work);
 #endif
     } else {

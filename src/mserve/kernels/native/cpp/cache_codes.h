@@ -7,17 +7,21 @@
 
 constexpr float kLargestE4m3 = 448.0f, kLargestInt8 = 127.0f;
 
-// load_int8(p, n) gives the first n <= kLanes integers as floats, the rest zero.
+// load_int8(p) gives kLanes integers as floats, load_int8(p, n) the first n, the rest zero.
 #if defined(MSERVE_VEC_AVX512)
 inline F32 load_int8(const uint8_t* p, int64_t n) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first(n), p)))};
 }
+inline F32 load_int8(const uint8_t* p) { return load_int8(p, kLanes); }
 #elif defined(MSERVE_VEC_AVX2)
+inline F32 load_int8(const uint8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
+}
 inline F32 load_int8(const uint8_t* p, int64_t n) {
   uint8_t copy[8] = {};
   std::memcpy(copy, p, size_t(n < 8 ? n : 8));
-  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(copy));
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
+  return load_int8(copy);
 }
 #else
 inline F32 load_int8(const uint8_t* p, int64_t n) {
@@ -25,6 +29,7 @@ inline F32 load_int8(const uint8_t* p, int64_t n) {
   for (int i = 0; i < kLanes && i < n; ++i) r.v[i] = float(int8_t(p[i]));
   return r;
 }
+inline F32 load_int8(const uint8_t* p) { return load_int8(p, kLanes); }
 #endif
 
 #if defined(MSERVE_BF16_PAIRS)
@@ -112,11 +117,12 @@ inline void expand(T* to, const uint8_t* codes, int64_t count) {
     }
   }
 #endif
-  for (; k < count; k += kLanes) {
-    const int64_t left = count - k;
-    store(to + k, kForm == Cached::kInt8 ? load_int8(codes + k, left) : load_e4m3(codes + k, left),
-          left);
-  }
+  constexpr bool kInteger = kForm == Cached::kInt8;
+  for (; k + kLanes <= count; k += kLanes)
+    store(to + k, kInteger ? load_int8(codes + k) : load_e4m3(codes + k));
+  const int64_t left = count - k;
+  if (left > 0)
+    store(to + k, kInteger ? load_int8(codes + k, left) : load_e4m3(codes + k, left), left);
 }
 
 inline int64_t value_bytes(Cached form, int64_t plain) {
@@ -140,8 +146,8 @@ inline const T* plain_values(const Plane& plane, int64_t at, int64_t count, T* r
       expand<Cached::kInt8>(room, from, count);
       break;
     case Cached::kBFloat16:
-      for (int64_t k = 0; k < count; k += kLanes)
-        store(room + k, load(reinterpret_cast<const bf16*>(from) + k, count - k), count - k);
+      if constexpr (std::is_same_v<T, float>)
+        to_floats(room, reinterpret_cast<const bf16*>(from), count);
   }
   return room;
 }

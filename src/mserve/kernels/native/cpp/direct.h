@@ -1,17 +1,19 @@
 // Products of a few rows with one block of the cache, from where it lies: no panel of the whole
 // block is made, since one decoded token has too few rows to pay for it.
 //
-//   keys      64 of them, a few lines of each, are turned into a piece of a panel: a lane is a key
-//   values    two of them are interleaved in registers: a lane is a column
+//   keys      a panel's worth, a few lines of each, is turned into a piece of it: a lane is a key
+//   values    as many as a step takes become registers: a lane is a column
 //
 // Codes of a packed cache become bf16 in registers on the way. Every sum runs over the same
 // elements in the same order and lane as with panels (panel.h), so both agree bit for bit. Needs
-// AVX-512, for codes AVX-512 BF16, and a width that is a multiple of kDirectWidth.
+// a fast transpose, for codes AVX-512 BF16, and a width that is a multiple of kDirectWidth.
+
+// Rows of a token that go this way, if there is one.
+constexpr int64_t kDirectRows = 24;
 
 #if defined(MSERVE_FAST_TRANSPOSE)
 
 constexpr int64_t kDirectWidth = 64;
-constexpr int64_t kDirectRows = 24;
 // Bytes of a key that are turned before they are multiplied: with one line at a time the products
 // wait for stores that have not reached the cache (12 % of the time of a block).
 constexpr int64_t kDirectSliceBytes = 128;
@@ -49,7 +51,8 @@ inline void turn(typename Kind::Element* to, const bf16* rows, int64_t width) {
   if constexpr (Kind::kWidth == 2)
     transpose_dwords(to, kPanel, rows, width * 2, kLanes);
   else
-    transpose_split(to, kPanel, rows, width, kLanes);
+    for (int64_t k = 0; k < 64 / int64_t(sizeof(bf16)); k += 2 * kLanes)
+      transpose_split(to + k * kPanel, kPanel, rows + k, width, kLanes);
 }
 
 #if defined(MSERVE_BF16_PAIRS)
@@ -108,16 +111,20 @@ inline void direct_scores(const typename Kind::Element* const* rows, int64_t cou
   }
 }
 
-#if defined(MSERVE_BF16_PAIRS)
-
-// Rows of probabilities, and the sums that weighted values are added to.
+// A row of probabilities, and the sums that weighted values are added to.
+template <class Kind>
 struct Weighted {
-  const bf16* probabilities;
+  const Probability<Kind>* probabilities;
   float* out;
 };
 
-// kDirectWidth columns of two rows of values, interleaved; the second row may be missing.
-inline void value_pairs(const bf16* row, const bf16* next, __m512bh columns[4]) {
+// kPanel columns of as many values as a step takes; of two the second may be missing.
+inline void value_columns(const bf16* row, const bf16*, F32 columns[4]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) columns[i] = load(row + i * kLanes);
+}
+#if defined(MSERVE_BF16_PAIRS)
+inline void value_columns(const bf16* row, const bf16* next, __m512bh columns[4]) {
   alignas(64) static constexpr uint16_t kLow[32] = {
       0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
@@ -133,7 +140,7 @@ inline void value_pairs(const bf16* row, const bf16* next, __m512bh columns[4]) 
   }
 }
 template <Cached kForm>
-inline void value_pairs(const Code<kForm>* row, const Code<kForm>* next, __m512bh columns[4]) {
+inline void value_columns(const Code<kForm>* row, const Code<kForm>* next, __m512bh columns[4]) {
   const CodeLookup<kForm> lookup;
   __m512i pairs[4];
   lookup.interleave(_mm512_loadu_si512(row),
@@ -141,53 +148,55 @@ inline void value_pairs(const Code<kForm>* row, const Code<kForm>* next, __m512b
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) columns[i] = (__m512bh)pairs[i];
 }
+#endif
 
-// out[r] += sum of p[r][k] * value k, for values [first, last) and kDirectWidth columns from `at`;
-// from value `seen` on they count as zero.
-template <int R, class Stored>
-inline void add_values(const Weighted* rows, const Stored* values, int64_t width, int64_t at,
+// out[r] += sum of p[r][k] * value k, for values [first, last) and kPanel columns from `at`; from
+// value `seen` on they count as zero.
+template <class Kind, int R, class Stored>
+inline void add_values(const Weighted<Kind>* rows, const Stored* values, int64_t width, int64_t at,
                        int64_t first, int64_t last, int64_t seen, Following* ahead) {
   F32 sums[R][4];
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < 4; ++i) sums[r][i] = load(rows[r].out + at + i * kLanes);
-  for (int64_t k = first; k < last; k += 2) {
+  for (int64_t k = first; k < last; k += Kind::kWidth) {
     const Stored* row = values + k * width + at;
-    if (ahead != nullptr) ahead->lines(2 * kDirectWidth * int64_t(sizeof(Stored)) / 64);
-    __m512bh columns[4];
-    value_pairs(row, k + 1 < seen ? row + width : nullptr, columns);
+    if (ahead != nullptr) ahead->lines(Kind::kWidth * kPanel * int64_t(sizeof(Stored)) / 64);
+    typename Kind::V columns[4];
+    value_columns(row, k + 1 < seen ? row + width : nullptr, columns);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const __m512bh pair =
-          Pairs::broadcast(reinterpret_cast<const uint32_t*>(rows[r].probabilities + k));
+      const typename Kind::V weight =
+          Kind::broadcast(reinterpret_cast<const typename Kind::Element*>(
+              rows[r].probabilities + k));
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) sums[r][i] = Pairs::multiply_add(pair, columns[i], sums[r][i]);
+      for (int i = 0; i < 4; ++i) sums[r][i] = Kind::multiply_add(weight, columns[i], sums[r][i]);
     }
   }
   for (int r = 0; r < R; ++r)
     for (int i = 0; i < 4; ++i) store(rows[r].out + at + i * kLanes, sums[r][i]);
 }
 
-template <int R = kPanelRows, class Stored>
-inline void add_values_to(const Weighted* rows, int64_t count, const Stored* values, int64_t width,
-                          int64_t at, int64_t first, int64_t last, int64_t seen,
+template <class Kind, int R = kPanelRows, class Stored>
+inline void add_values_to(const Weighted<Kind>* rows, int64_t count, const Stored* values,
+                          int64_t width, int64_t at, int64_t first, int64_t last, int64_t seen,
                           Following* ahead) {
   int64_t row = 0;
   for (; row + R <= count; row += R, ahead = nullptr)
-    add_values<R>(rows + row, values, width, at, first, last, seen, ahead);
+    add_values<Kind, R>(rows + row, values, width, at, first, last, seen, ahead);
   if constexpr (R > 1)
     if (row < count)
-      add_values_to<R - 1>(rows + row, count - row, values, width, at, first, last, seen, ahead);
+      add_values_to<Kind, R - 1>(rows + row, count - row, values, width, at, first, last, seen,
+                                 ahead);
 }
 
 // Adds the `seen` first values of a block to the sums of all rows.
-template <class Stored>
-inline void direct_values(const Weighted* rows, int64_t count, const Stored* values, int64_t width,
-                          int64_t seen, Following& ahead) {
+template <class Kind, class Stored>
+inline void direct_values(const Weighted<Kind>* rows, int64_t count, const Stored* values,
+                          int64_t width, int64_t seen, Following& ahead) {
   for (int64_t first = 0; first < seen; first += kDirectValues)
-    for (int64_t at = 0; at < width; at += kDirectWidth)
+    for (int64_t at = 0; at < width; at += kPanel)
       add_values_to(rows, count, values, width, at, first, std::min(first + kDirectValues, seen),
                     seen, &ahead);
 }
 
-#endif
 #endif

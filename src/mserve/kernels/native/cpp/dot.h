@@ -1,12 +1,14 @@
 // Inner products of rows with rows: what every linear layer is made of.
 //
 // Both sides are row-major with the inner dimension contiguous, so weights are used as they lie in
-// the checkpoint: nothing is repacked, and a weight row comes from memory once per call.
+// the checkpoint: nothing is repacked, and a weight row comes from memory once per call. Rows of x
+// come as operands (vec.h), expanded beforehand; weights that are not are widened in registers for
+// few rows, and for many once into the first-level cache.
 // Each (row, weight row) pair has one register of partial sums that runs over the whole inner
 // dimension and is folded in a fixed order. So a row's result has the same bits alone, in any
 // batch, and under any split over threads.
 //
-//   one row     streams the weights, row after row
+//   one row     streams the weights, row after row, or two in turn
 //   few rows    stay in the first-level cache; four weight rows at a time pass by
 //   many rows   stay in the second-level cache and pass by eight weight rows in the first
 //
@@ -20,13 +22,20 @@ constexpr int kPlainRows = std::min(4, kTileRows);
 constexpr int kColumns = 16;
 // Rows whose elements stay in the second-level cache while weight rows pass by.
 constexpr int64_t kMaxRowBlock = 128;
-constexpr int64_t kRowBlockBytes = 512 << 10;
+// Half of a second-level cache, of which processors with AVX2 have 512 KiB, with AVX-512 1 MiB.
+constexpr int64_t kRowBlockBytes = kLanes * (32 << 10);
+
+// Rows of a block that stay in that cache.
+template <class T>
+constexpr int64_t most_rows(int64_t inner) {
+  const int64_t row_bytes = std::max<int64_t>(inner, 1) * int64_t(sizeof(T));
+  return std::min(std::max<int64_t>(kRowBlockBytes / row_bytes, 24), kMaxRowBlock);
+}
 
 // Calls body(first, count) for blocks of rows, nearly equal and few enough to stay in that cache.
 template <class T, class Body>
 inline void for_row_blocks(int64_t rows, int64_t inner, Body&& body) {
-  const int64_t fitting = kRowBlockBytes / (std::max<int64_t>(inner, 1) * int64_t(sizeof(T)));
-  const int64_t most = std::min(std::max<int64_t>(fitting, 24), kMaxRowBlock);
+  const int64_t most = most_rows<T>(inner);
   const int64_t blocks = (rows + most - 1) / most;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = rows * block / blocks;
@@ -34,11 +43,45 @@ inline void for_row_blocks(int64_t rows, int64_t inner, Body&& body) {
   }
 }
 
+// Rows of x as operands: where they lie, or expanded by each worker into memory of its own, once
+// for all weight rows that pass by.
+template <class T>
+class OperandRows {
+ public:
+  // Memory of one worker, for blocks of at most `rows` rows.
+  static int64_t bytes(int64_t rows, int64_t inner) {
+    return kExpands ? std::min(rows, most_rows<float>(inner)) * stride(inner) * 4 : 0;
+  }
+  OperandRows(void* memory, int64_t inner)
+      : expanded_(static_cast<Operand<T>*>(memory)), inner_(inner) {}
+
+  void set(int64_t row, const T* x) {
+    if constexpr (kExpands) {
+      Operand<T>* to = expanded_ + row * stride(inner_);
+      to_floats(to, x, inner_);
+      rows_[row] = to;
+    } else {
+      rows_[row] = x;
+    }
+  }
+  const Operand<T>* const* all() const { return rows_; }
+
+ private:
+  static constexpr bool kExpands = !std::is_same_v<T, Operand<T>>;
+  // Rows that begin at the same place of a page share few places of a cache, and most widths are
+  // powers of two.
+  static int64_t stride(int64_t inner) { return (inner + 15) / 16 * 16 + 16; }
+
+  Operand<T>* expanded_;
+  int64_t inner_;
+  const Operand<T>* rows_[kMaxRowBlock];
+};
+
 // Elements of the inner dimension that one tile after the other runs over, so that four weight
 // rows' worth stays in the first-level cache while all rows of x pass by.
-constexpr int64_t kSlice = 2048;
+constexpr int64_t kSlice = 4096 / sizeof(Operand<bf16>);
 // The same for eight plain weight rows.
-constexpr int64_t kPlainSliceBytes = 4096;
+constexpr int64_t kPlainSliceBytes = 256 * kLanes;
 // Few rows are those whose slices fill no more of the first-level cache than this.
 constexpr int64_t kFewRows = 16;
 
@@ -103,12 +146,13 @@ template <int N, class Body>
 
 // out[r * kColumns + c] = x[r] . w[c], for R rows and C weight rows `stride` elements apart, `w`
 // pointing at the slice's first column. `state` holds R * C sums between slices.
-template <int R, int C, TilePass kPass, bool kFirst, bool kLast, class T, class Ask>
-inline void dot_tile(const T* const* x, const T* w, int64_t stride, const Slice& slice,
+template <int R, int C, TilePass kPass, bool kFirst, bool kLast, class X, class W, class Ask>
+inline void dot_tile(const X* const* x, const W* w, int64_t stride, const Slice& slice,
                      const float* factors, F32* state, float* out, const Ask& ask) {
-  using D = Dot<T>;
+  using D = Dot<X>;
   constexpr bool kScaled = kPass == TilePass::kScaled;
-  const T *from[R], *weights[C];
+  const X* from[R];
+  const W* weights[C];
   F32 sums[R][C];
   each<R>([&](auto r) __attribute__((always_inline)) { from[r] = x[r] + slice.begin; });
   each<C>([&](auto c) __attribute__((always_inline)) { weights[c] = w + c * stride; });
@@ -134,9 +178,12 @@ inline void dot_tile(const T* const* x, const T* w, int64_t stride, const Slice&
   const int64_t width = slice.end - slice.begin, whole = width / D::kStep * D::kStep;
   for (int64_t k = 0; k < whole; k += D::kStep) {
     ask();
-    step(k, [](const T* p) { return D::load(p); });
+    step(k, [](auto* p) __attribute__((always_inline)) { return load_operand(p); });
   }
-  if (whole < width) step(whole, [&](const T* p) { return D::load(p, width - whole); });
+  if (whole < width)
+    step(whole, [&](auto* p) __attribute__((always_inline)) {
+      return load_operand(p, width - whole);
+    });
 
   if constexpr (kScaled)
     each_sum([&](F32& sum, auto r, auto c) __attribute__((always_inline)) {
@@ -161,8 +208,8 @@ inline void dot_tile(const T* const* x, const T* w, int64_t stride, const Slice&
 }
 
 // The same for 1 to R rows and any slice.
-template <int R, int C, TilePass kPass, class T, class Ask = NoWish>
-inline void dot_tile_of(int64_t rows, const T* const* x, const T* w, int64_t stride,
+template <int R, int C, TilePass kPass, class X, class W, class Ask = NoWish>
+inline void dot_tile_of(int64_t rows, const X* const* x, const W* w, int64_t stride,
                         const Slice& slice, const float* factors, F32* state, float* out,
                         const Ask& ask = {}) {
   if constexpr (R > 1) {
@@ -179,23 +226,31 @@ inline void dot_tile_of(int64_t rows, const T* const* x, const T* w, int64_t str
     dot_tile<R, C, kPass, false, false>(x, w, stride, slice, factors, state, out, ask);
 }
 
-// out[c] = x . w[c] for C weight rows, one after the other as they lie in memory.
-template <int C, class T>
-inline void dot_streamed(const T* x, const T* w, int64_t stride, int64_t inner, float* out) {
-  using D = Dot<T>;
+// out[c] = x . w[c] for C weight rows, one after the other as they lie in memory. A sum waits for its
+// last product; where that covers less than a line, memory is faster than one row and two take turns.
+template <int C, class X, class W>
+inline void dot_streamed(const X* x, const W* w, int64_t stride, int64_t inner, float* out) {
+  using D = Dot<X>;
+  constexpr int kRows = D::kStep * sizeof(W) < 64 ? std::min(C, 2) : 1;
   F32 sums[C];
   const int64_t whole = inner / D::kStep * D::kStep, left = inner - whole;
 #pragma GCC unroll 8
-  for (int c = 0; c < C; ++c) {
-    const T* row = w + c * stride;
-    sums[c] = zero();
+  for (int c = 0; c < C; c += kRows) {
+    const W* row = w + c * stride;
+    each<kRows>([&](auto r) __attribute__((always_inline)) { sums[c + r] = zero(); });
 #pragma GCC unroll 8
     for (int64_t k = 0; k < whole; k += D::kStep) {
-      prefetch(row + k + kAheadBytes / int64_t(sizeof(T)));
-      sums[c] = D::multiply_add(D::load(x + k), D::load(row + k), sums[c]);
+      prefetch(row + k * kRows + kAheadBytes / int64_t(sizeof(W)));
+      each<kRows>([&](auto r) __attribute__((always_inline)) {
+        sums[c + r] =
+            D::multiply_add(load_operand(x + k), load_operand(row + r * stride + k), sums[c + r]);
+      });
     }
     if (left > 0)
-      sums[c] = D::multiply_add(D::load(x + whole, left), D::load(row + whole, left), sums[c]);
+      each<kRows>([&](auto r) __attribute__((always_inline)) {
+        sums[c + r] = D::multiply_add(load_operand(x + whole, left),
+                                      load_operand(row + r * stride + whole, left), sums[c + r]);
+      });
   }
   if constexpr (C % 4 == 0) {
 #pragma GCC unroll 2
@@ -208,33 +263,43 @@ inline void dot_streamed(const T* x, const T* w, int64_t stride, int64_t inner, 
 
 // out[m * kColumns + c] = x[m] . w[c] for any number of rows up to kMaxRowBlock and C weight rows, in
 // tiles of nearly equal height.
-template <int C, class T>
-inline void dot_group(const T* const* x, int64_t rows, const T* w, int64_t stride, int64_t inner,
+template <int C, class X, class W>
+inline void dot_group(const X* const* x, int64_t rows, const W* w, int64_t stride, int64_t inner,
                       float* out) {
-  constexpr int64_t kSliceElements = kPlainSliceBytes / int64_t(sizeof(T));
+  constexpr int64_t kSliceElements = kPlainSliceBytes / int64_t(sizeof(X));
   // Eight rows far apart may share few places of the cache.
-  constexpr bool kCopies = C > 4;
+  constexpr bool kCopies = C > 4, kWidens = !std::is_same_v<X, W>;
+  using Part = std::conditional_t<kCopies, X, W>;
   constexpr int64_t kRows = kCopies ? kMaxRowBlock : kFewRows;
-  alignas(64) T copy[kCopies ? C * kSliceElements : 1];
+  alignas(64) X copy[kCopies ? C * kSliceElements : 1];
   F32 state[kRows * C];
   const int64_t tiles = (rows + kPlainRows - 1) / kPlainRows, all_tiles = tiles * (C / 4);
-  const int64_t step = tiles > 1 ? std::min(kSliceElements, inner) : inner;
+  const int64_t step = kCopies || tiles > 1 ? std::min(kSliceElements, inner) : inner;
   for (int64_t begin = 0; begin < inner; begin += step) {
     const int64_t end = std::min(begin + step, inner), width = end - begin;
     const Slice slice{begin, end, begin == 0, end == inner};
-    Soon<T> soon = slice.last ? Soon<T>(w + C * stride, stride, std::min(step, inner))
-                              : Soon<T>(w + end, stride, std::min(step, inner - end));
-    const T* part = w + begin;
-    int64_t part_stride = stride;
-    if (kCopies && width < inner) {
+    Soon<W> soon = slice.last ? Soon<W>(w + C * stride, stride, std::min(step, inner))
+                              : Soon<W>(w + end, stride, std::min(step, inner - end));
+    const Part* part;
+    int64_t part_stride;
+    if constexpr (kCopies && kWidens) {
       for (int c = 0; c < C; ++c)
-        std::memcpy(copy + c * kSliceElements, part + c * stride, size_t(width) * sizeof(T));
+        to_floats(copy + c * kSliceElements, w + c * stride + begin, width);
       part = copy, part_stride = kSliceElements;
+    } else {
+      part = w + begin, part_stride = stride;
+      if constexpr (kCopies) {
+        if (width < inner) {
+          for (int c = 0; c < C; ++c)
+            std::memcpy(copy + c * kSliceElements, part + c * stride, size_t(width) * sizeof(W));
+          part = copy, part_stride = kSliceElements;
+        }
+      }
     }
-    // The lines of C weight rows, divided among the tiles. A short tile asks at each of its steps, of
-    // which there are as many as a row has lines; one of copied rows asks for all beforehand.
-    const int64_t row_lines = step * int64_t(sizeof(T)) / 64;
-    const int64_t wanted = kCopies ? C * row_lines : C;
+    // The lines of C weight rows, divided among the tiles. A short tile asks at each of its steps for
+    // as many as one step takes; one of copied rows asks for all beforehand.
+    const int64_t asking = kCopies ? step : Dot<W>::kStep;
+    const int64_t wanted = std::max<int64_t>(C * asking * int64_t(sizeof(W)) / 64, 1);
     int64_t due = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t top = rows * tile / tiles, bottom = rows * (tile + 1) / tiles;
@@ -251,7 +316,7 @@ inline void dot_group(const T* const* x, int64_t rows, const T* w, int64_t strid
           soon.ask(lines);
           run(NoWish{});
         } else {
-          run(Wish<T>{soon, lines});
+          run(Wish<W>{soon, lines});
         }
       }
     }
@@ -259,16 +324,18 @@ inline void dot_group(const T* const* x, int64_t rows, const T* w, int64_t strid
 }
 
 // out[m * kColumns + c] = x[m] . w[c], for all rows and `columns` <= kColumns weight rows.
-template <class T>
-inline void dot_rows(const T* const* x, int64_t rows, const T* w, int64_t stride, int64_t inner,
+template <class X, class W>
+inline void dot_rows(const X* const* x, int64_t rows, const W* w, int64_t stride, int64_t inner,
                      int64_t columns, float* out) {
+  // Where a second tile would widen the weights again, many begin.
+  constexpr int64_t kFew = std::is_same_v<X, W> ? kFewRows : kPlainRows;
   int64_t c = 0;
   if (rows == 1) {
     for (; c + 8 <= columns; c += 8) dot_streamed<8>(x[0], w + c * stride, stride, inner, out + c);
     for (; c < columns; ++c) dot_streamed<1>(x[0], w + c * stride, stride, inner, out + c);
     return;
   }
-  if (rows > kFewRows && columns == kColumns) {
+  if (rows > kFew && columns == kColumns) {
     for (; c < columns; c += 8) dot_group<8>(x, rows, w + c * stride, stride, inner, out + c);
     return;
   }

@@ -88,6 +88,7 @@ constexpr E4m3Bytes kE4m3Low = e4m3_bytes(0), kE4m3High = e4m3_bytes(8);
 
 struct Bf16x64 {
   __m512i low, high;  // the first and the last 32
+  __m512bh part(int i) const { return (__m512bh)(i == 0 ? low : high); }
 };
 
 // The compiler must not rebuild a constant from a scalar in every turn of a loop.
@@ -124,8 +125,13 @@ inline bool stay_normal(const uint8_t* scales, int64_t count) {
 }
 
 // Codes to bf16, 64 at a time, by looking up both bytes of each. Holds the tables in registers.
-struct E4m3Lookup {
-  E4m3Lookup() {}  // written out: an implicit one is not compiled for this instruction set
+struct E4m3Decoder {
+  using Value = bf16;
+  static constexpr int64_t kCodes = 64;  // at a time
+  // Whether `values` may read the codes.
+  static bool knows(const uint8_t*, int64_t) { return true; }
+
+  E4m3Decoder() {}  // written out: an implicit one is not compiled for this instruction set
   const __m512i low0 = kept(_mm512_load_si512(kE4m3Low.bytes));
   const __m512i low1 = kept(_mm512_load_si512(kE4m3Low.bytes + 64));
   const __m512i high0 = kept(_mm512_load_si512(kE4m3High.bytes));
@@ -136,6 +142,7 @@ struct E4m3Lookup {
   const __m512i one = kept(_mm512_set1_epi8(1));
   const __m512i below_nan = kept(_mm512_set1_epi8(int8_t(253)));
 
+  Bf16x64 values(const uint8_t* from) const { return values(_mm512_loadu_si512(from)); }
   Bf16x64 values(__m512i codes) const {
     const __m512i apart = _mm512_permutexvar_epi64(lanes, codes);
     const __m512i low = _mm512_permutex2var_epi8(low0, apart, low1);
@@ -146,7 +153,8 @@ struct E4m3Lookup {
 
   // Under two scales that stay normal. Multiplying by a power of two adds to the exponent of all
   // but zeros and NaN.
-  Bf16x64 values(__m512i codes, const uint8_t* scales) const {
+  Bf16x64 values(const uint8_t* from, const uint8_t* scales) const {
+    const __m512i codes = _mm512_loadu_si512(from);
     const Bf16x64 plain = values(codes);
     // twice the code, less one: the sign is shifted out, 0 becomes 255 and NaN 253
     const __m512i twice = _mm512_sub_epi8(_mm512_add_epi8(codes, codes), one);
@@ -163,4 +171,68 @@ inline void store(bf16* to, Bf16x64 values) {
   _mm512_storeu_si512(to, values.low);
   _mm512_storeu_si512(to + 32, values.high);
 }
+#define MSERVE_E4M3_DECODER
+#elif defined(MSERVE_VEC_AVX2)
+// Whether 2^(scale - 127) times 2^8 is a float that its exponent makes.
+constexpr uint8_t kMostScale = 246;
+inline bool stays_normal(uint8_t scale) { return scale <= kMostScale; }
+inline bool stay_normal(const uint8_t* scales, int64_t count) {
+  uint8_t most = 0;
+  for (int64_t i = 0; i < count; ++i) most = std::max(most, scales[i]);
+  return stays_normal(most);
+}
+
+struct F32x32 {
+  F32 parts[4];
+  F32 part(int i) const { return parts[i]; }
+};
+inline void store(float* to, const F32x32& values) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) store(to + i * kLanes, values.parts[i]);
+}
+
+// Codes to floats, a group of 32 at a time, by way of half-precision numbers of 2^-8 of their value.
+struct E4m3Decoder {
+  using Value = float;
+  static constexpr int64_t kCodes = 32;
+  // NaN is no half of that form: `count` codes are read by `values` only where none of them is.
+  static bool knows(const uint8_t* codes, int64_t count) {
+    const __m256i sign = _mm256_set1_epi8(int8_t(0x80)), ones = _mm256_set1_epi8(-1);
+    __m256i nan = _mm256_setzero_si256();
+    int64_t k = 0;
+    for (; k + 32 <= count; k += 32) {
+      const __m256i part = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + k));
+      nan = _mm256_or_si256(nan, _mm256_cmpeq_epi8(_mm256_or_si256(part, sign), ones));
+    }
+    bool found = !_mm256_testz_si256(nan, nan);
+    for (; k < count; ++k) found |= (codes[k] | 0x80) == 0xff;
+    return !found;
+  }
+
+  [[gnu::always_inline]] F32x32 values(const uint8_t* from) const {
+    return times(from, _mm256_set1_ps(256.0f));
+  }
+  [[gnu::always_inline]] F32x32 values(const uint8_t* from, const uint8_t* scale) const {
+    return times(from, _mm256_castsi256_ps(_mm256_set1_epi32((int(*scale) + 8) << 23)));
+  }
+
+ private:
+  [[gnu::always_inline]] static F32x32 times(const uint8_t* from, __m256 factor) {
+    F32x32 values;
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      // As words a code's sign stands twice: above its exponent, and where a half has its own.
+      const __m256i words =
+          _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i));
+      const __m256i halves =
+          _mm256_and_si256(_mm256_slli_epi16(words, 7), _mm256_set1_epi16(int16_t(0xbfff)));
+      const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+      const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
+      values.parts[2 * i] = {_mm256_mul_ps(low, factor)};
+      values.parts[2 * i + 1] = {_mm256_mul_ps(high, factor)};
+    }
+    return values;
+  }
+};
+#define MSERVE_E4M3_DECODER
 #endif

@@ -246,11 +246,11 @@ inline void int8_tile_of(int64_t rows, const QuantizedRow* const* x, const int8_
 template <int C>
 inline void int8_tiles(const QuantizedRow* const* x, int64_t rows, const int8_t* w, int64_t inner,
                        int32_t* sums) {
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t tiles = (rows + kInt8TileRows - 1) / kInt8TileRows;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t top = rows * tile / tiles, bottom = rows * (tile + 1) / tiles;
     const auto run =
-        tile == 0 ? int8_tile_of<kTileRows, C, true> : int8_tile_of<kTileRows, C, false>;
+        tile == 0 ? int8_tile_of<kInt8TileRows, C, true> : int8_tile_of<kInt8TileRows, C, false>;
     run(bottom - top, x + top, w, inner, sums + top * kInt8Columns);
   }
   int8_rest(x, rows, w, C, inner, sums);

@@ -28,7 +28,7 @@ struct MoeSlots {
   int64_t num_active = 0, count = 0;
 };
 
-enum MoeScratch : int { kSlotRows, kSlotWeights, kActiveExperts, kHidden, kSums };
+enum MoeScratch : int { kSlotRows, kSlotWeights, kActiveExperts, kHidden, kSums, kOperands };
 
 inline MoeSlots sort_by_expert(const MoeArgs& a) {
   const int64_t pairs = a.rows * a.chosen, most = pairs + a.rows;
@@ -68,23 +68,24 @@ inline MoeSlots sort_by_expert(const MoeArgs& a) {
 
 template <class W, class T = typename W::Element>
 void expert_hidden(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& expert,
-                   const Worker& me, T* hidden, int64_t hidden_stride) {
+                   const Worker& me, void* memory, T* hidden, int64_t hidden_stride) {
   const bool shared = expert.id == a.experts;
   const int64_t inner = shared ? a.shared_inner : a.inner;
   const int64_t halves[] = {inner, inner};
   const W gate_up(shared ? a.shared_gate_up : a.gate_up, shared ? 0 : expert.id, {halves, 2},
                   a.hidden);
   const Range mine = me.share(inner, kColumns);
-  const T* rows[kMaxRowBlock];
+  OperandRows<T> rows(memory, a.hidden);
   float gate[kMaxRowBlock * kColumns], up[kMaxRowBlock * kColumns];
-  for_row_blocks<T>(expert.end - expert.begin, a.hidden, [&](int64_t first, int64_t count) {
+  const int64_t slots_here = expert.end - expert.begin;
+  for_row_blocks<Operand<T>>(slots_here, a.hidden, [&](int64_t first, int64_t count) {
     const int64_t first_slot = expert.begin + first;
     for (int64_t s = 0; s < count; ++s)
-      rows[s] = static_cast<const T*>(a.x) + slots.row[first_slot + s] * a.hidden;
+      rows.set(s, static_cast<const T*>(a.x) + slots.row[first_slot + s] * a.hidden);
     for (int64_t n = mine.begin; n < mine.end; n += kColumns) {
       const int64_t columns = std::min<int64_t>(kColumns, mine.end - n);
-      dot_rows(rows, count, gate_up, n, columns, gate);
-      dot_rows(rows, count, gate_up, inner + n, columns, up);
+      dot_rows(rows.all(), count, gate_up, n, columns, gate);
+      dot_rows(rows.all(), count, gate_up, inner + n, columns, up);
       for (int64_t s = 0; s < count; ++s) {
         T* to = hidden + (first_slot + s) * hidden_stride + n;
         for (int64_t c = 0; c < columns; c += kLanes) {
@@ -98,18 +99,19 @@ void expert_hidden(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& 
 
 template <class W, class T = typename W::Element>
 void add_expert_output(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& expert,
-                       const Range& mine, const T* hidden, int64_t hidden_stride, float* sums) {
+                       const Range& mine, void* memory, const T* hidden, int64_t hidden_stride,
+                       float* sums) {
   const bool shared = expert.id == a.experts;
   const int64_t inner = shared ? a.shared_inner : a.inner;
   const W down(shared ? a.shared_down : a.down, shared ? 0 : expert.id, {&a.hidden, 1}, inner);
-  const T* rows[kMaxRowBlock];
+  OperandRows<T> rows(memory, inner);
   float dots[kMaxRowBlock * kColumns];
-  for_row_blocks<T>(expert.end - expert.begin, inner, [&](int64_t first, int64_t count) {
+  for_row_blocks<Operand<T>>(expert.end - expert.begin, inner, [&](int64_t first, int64_t count) {
     const int64_t first_slot = expert.begin + first;
-    for (int64_t s = 0; s < count; ++s) rows[s] = hidden + (first_slot + s) * hidden_stride;
+    for (int64_t s = 0; s < count; ++s) rows.set(s, hidden + (first_slot + s) * hidden_stride);
     for (int64_t n = mine.begin; n < mine.end; n += kColumns) {
       const int64_t columns = std::min<int64_t>(kColumns, mine.end - n);
-      dot_rows(rows, count, down, n, columns, dots);
+      dot_rows(rows.all(), count, down, n, columns, dots);
       for (int64_t s = 0; s < count; ++s) {
         float* to = sums + slots.row[first_slot + s] * a.hidden + n;
         const F32 weight = set1(slots.weight[first_slot + s]);
@@ -130,16 +132,23 @@ void moe_typed(const MoeArgs& a) {
   auto* hidden =
       static_cast<T*>(scratch(kHidden, slots.count * hidden_stride * int64_t(sizeof(T))));
   auto* sums = static_cast<float*>(scratch(kSums, a.rows * a.hidden * 4));
+  int64_t most_rows = 0, operand_bytes = 0;
+  for (int64_t i = 0; i < slots.num_active; ++i)
+    most_rows = std::max(most_rows, slots.active[i].end - slots.active[i].begin);
+  for (const int64_t inner : {a.hidden, a.inner, a.shared_inner})
+    operand_bytes = std::max(operand_bytes, OperandRows<T>::bytes(most_rows, inner));
+  auto* operands = static_cast<char*>(scratch(kOperands, team_size() * operand_bytes));
   parallel([&](const Worker& me) {
+    void* memory = operands + me.rank * operand_bytes;
     for (int64_t i = 0; i < slots.num_active; ++i)
-      expert_hidden<W>(a, slots, slots.active[i], me, hidden, hidden_stride);
+      expert_hidden<W>(a, slots, slots.active[i], me, memory, hidden, hidden_stride);
     me.wait();
     const Range mine = me.share(a.hidden, kColumns);
     const int64_t width = mine.end - mine.begin;
     for (int64_t m = 0; m < a.rows; ++m)
       std::fill_n(sums + m * a.hidden + mine.begin, width, 0.0f);
     for (int64_t i = 0; i < slots.num_active; ++i)
-      add_expert_output<W>(a, slots, slots.active[i], mine, hidden, hidden_stride, sums);
+      add_expert_output<W>(a, slots, slots.active[i], mine, memory, hidden, hidden_stride, sums);
     for (int64_t m = 0; m < a.rows; ++m) {
       const int64_t at = m * a.hidden + mine.begin;
       for (int64_t n = 0; n < width; n += kLanes)

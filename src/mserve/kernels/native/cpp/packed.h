@@ -4,10 +4,10 @@
 //   Mxfp8<T>      e4m3 codes and a power of two for each 32 along a row
 //   Fp8Block<T>   e4m3 codes and an fp32 factor for each 128 x 128
 //
-// Packed rows are expanded to T in the first-level cache, four rows and a slice of columns at a time,
-// and multiplied like plain ones; one expansion serves all rows of x that a block holds. The store
-// and the load of each value cost more than the memory's own time when x has few rows, so these
-// meet the weights in registers instead (AVX-512 BF16), one or two weight rows at a time, so that
+// Packed rows are expanded to operands in the first-level cache, four rows and a slice of columns at
+// a time, and multiplied like plain ones; one expansion serves all rows of x that a block holds. The
+// store and the load of each value cost more than the memory's own time when x has few rows, so these
+// meet the weights in registers instead (AVX-512 BF16 and AVX2), few weight rows at a time, so that
 // memory is read in order. Operands and the order of sums are the same both ways: a row's result has
 // the same bits in any batch.
 
@@ -54,8 +54,8 @@ struct Mxfp8 {
   using Element = T;
   static constexpr bool kScaledSums = false;
   // Rows of w that meet `rows` of x at once in registers. A single one's sum is a chain of waits;
-  // four rows' lines come in an order that costs the memory 10 %.
-  static constexpr int at_once(int) { return 2; }
+  // four rows' lines come in an order that costs the memory 10 %, which AVX2 does not keep up with.
+  static constexpr int at_once(int rows) { return kLanes == 8 && rows == 1 ? 4 : 2; }
   const uint8_t *codes, *scales;
   int64_t inner;
 
@@ -67,16 +67,20 @@ struct Mxfp8 {
 
   const uint8_t* row_scales(int64_t row) const { return scales + row * (inner / kMxfp8Group); }
 
-  void expand(int64_t row, int64_t begin, int64_t end, T* to) const {
+  void expand(int64_t row, int64_t begin, int64_t end, Operand<T>* to) const {
     const uint8_t *from = codes + row * inner, *scale = row_scales(row);
     int64_t k = begin;
-#if defined(MSERVE_BF16_PAIRS)
-    if constexpr (std::is_same_v<T, bf16>) {
-      const E4m3Lookup lookup;
-      for (; k + 64 <= end && stays_normal(scale[k >> 5]) && stays_normal(scale[(k >> 5) + 1]);
+#if defined(MSERVE_E4M3_DECODER)
+    if constexpr (std::is_same_v<Operand<T>, E4m3Decoder::Value>) {
+      const E4m3Decoder decoder;
+      constexpr int64_t kCodes = E4m3Decoder::kCodes;
+      for (; k + 64 <= end && decoder.knows(from + k, 64) && stays_normal(scale[k >> 5]) &&
+             stays_normal(scale[(k >> 5) + 1]);
            k += 64) {
         prefetch(from + k + kAheadBytes);
-        store(to + k - begin, lookup.values(_mm512_loadu_si512(from + k), scale + (k >> 5)));
+#pragma GCC unroll 2
+        for (int64_t i = k; i < k + 64; i += kCodes)
+          store(to + i - begin, decoder.values(from + i, scale + (i >> 5)));
       }
     }
 #endif
@@ -88,19 +92,20 @@ struct Mxfp8 {
     }
   }
 
-#if defined(MSERVE_BF16_PAIRS)
-  // A row whose values come straight into registers, 64 from column k on.
+#if defined(MSERVE_E4M3_DECODER)
+  // A row whose values come straight into registers, E4m3Decoder::kCodes from column k on.
   struct Row {
     const uint8_t *codes, *scales;
-    Bf16x64 load(const E4m3Lookup& lookup, int64_t k) const {
-      return lookup.values(_mm512_loadu_si512(codes + k), scales + (k >> 5));
+    [[gnu::always_inline]] auto load(const E4m3Decoder& decoder, int64_t k) const {
+      return decoder.values(codes + k, scales + (k >> 5));
     }
     F32 factor(int64_t) const { return set1(1.0f); }
   };
   Row row(int64_t number) const { return {codes + number * inner, row_scales(number)}; }
-  // Scales that need treatment by value are seldom, and not worth a branch per group.
+  // What needs treatment by value is seldom, and not worth a branch per group.
   bool fits_registers(int64_t number) const {
-    return stay_normal(row_scales(number), inner / kMxfp8Group);
+    return E4m3Decoder::knows(codes + number * inner, inner) &&
+           stay_normal(row_scales(number), inner / kMxfp8Group);
   }
 #endif
 };
@@ -110,8 +115,10 @@ struct Fp8Block {
   using Element = T;
   static constexpr bool kScaledSums = true;
   // Each block is a sum of its own, so one row of w makes many short chains and is read as it lies;
-  // with more of x two share what they load of it.
-  static constexpr int at_once(int rows) { return rows > 1 ? 2 : 1; }
+  // with more of x two share what they load of it. AVX2 has shorter steps and longer chains.
+  static constexpr int at_once(int rows) {
+    return kLanes == 8 && rows == 1 ? 4 : rows > 1 ? 2 : 1;
+  }
   const uint8_t* codes;
   const float* factors;
   Parts parts;
@@ -131,15 +138,18 @@ struct Fp8Block {
     return factors + parts.block_row(row) * block_columns(inner);
   }
 
-  void expand(int64_t row, int64_t begin, int64_t end, T* to) const {
+  void expand(int64_t row, int64_t begin, int64_t end, Operand<T>* to) const {
     const uint8_t* from = codes + row * inner;
     int64_t k = begin;
-#if defined(MSERVE_BF16_PAIRS)
-    if constexpr (std::is_same_v<T, bf16>) {
-      const E4m3Lookup lookup;
-      for (; k + 64 <= end; k += 64) {
+#if defined(MSERVE_E4M3_DECODER)
+    if constexpr (std::is_same_v<Operand<T>, E4m3Decoder::Value>) {
+      const E4m3Decoder decoder;
+      constexpr int64_t kCodes = E4m3Decoder::kCodes;
+      for (; k + 64 <= end && decoder.knows(from + k, 64); k += 64) {
         prefetch(from + k + kAheadBytes);
-        store(to + k - begin, lookup.values(_mm512_loadu_si512(from + k)));
+#pragma GCC unroll 2
+        for (int64_t i = k; i < k + 64; i += kCodes)
+          store(to + i - begin, decoder.values(from + i));
       }
     }
 #endif
@@ -150,29 +160,31 @@ struct Fp8Block {
     if (k < end) store(to + k - begin, load_e4m3(from + k, end - k), end - k);
   }
 
-#if defined(MSERVE_BF16_PAIRS)
+#if defined(MSERVE_E4M3_DECODER)
   struct Row {
     const uint8_t* codes;
     const float* factors;
-    Bf16x64 load(const E4m3Lookup& lookup, int64_t k) const {
-      return lookup.values(_mm512_loadu_si512(codes + k));
+    [[gnu::always_inline]] auto load(const E4m3Decoder& decoder, int64_t k) const {
+      return decoder.values(codes + k);
     }
     F32 factor(int64_t k) const { return set1(factors[k >> 7]); }
   };
   Row row(int64_t number) const { return {codes + number * inner, row_factors(number)}; }
-  bool fits_registers(int64_t) const { return true; }
+  bool fits_registers(int64_t number) const {
+    return E4m3Decoder::knows(codes + number * inner, inner);
+  }
 #endif
 };
 
 // Columns that are expanded at a time where one tile of rows takes them: few enough to be still on
 // their way to the cache when they are loaded again.
-constexpr int64_t kShortSlice = 512;
+constexpr int64_t kShortSlice = 32 * kLanes;
 
 // out[m * kColumns + c] = x[m] . w[n + c] for C rows of w.
 template <int C, class W>
-inline void dot_expanded(const typename W::Element* const* x, int64_t rows, const W& w, int64_t n,
-                         float* out) {
-  using T = typename W::Element;
+inline void dot_expanded(const Operand<typename W::Element>* const* x, int64_t rows, const W& w,
+                         int64_t n, float* out) {
+  using T = Operand<typename W::Element>;
   constexpr int64_t kMost = kTileRows;
   constexpr TilePass kPass = W::kScaledSums ? TilePass::kScaled : TilePass::kCached;
   alignas(64) T expanded[C * kSlice];
@@ -198,18 +210,19 @@ inline void dot_expanded(const typename W::Element* const* x, int64_t rows, cons
   }
 }
 
-#if defined(MSERVE_BF16_PAIRS)
+#if defined(MSERVE_E4M3_DECODER)
 // sums[r][c] = the lanes of x[r] . w[n + c] for few rows of x, without the way through the cache:
 // the same operands meet the same sums in the same order, so it does not show which of the two ran.
 template <int R, class W>
-inline void sum_in_registers(const bf16* const* x, const W& w, int64_t n,
+inline void sum_in_registers(const E4m3Decoder::Value* const* x, const W& w, int64_t n,
                              F32 (&sums)[R][W::at_once(R)]) {
-  using D = Dot<bf16>;
+  using D = Dot<E4m3Decoder::Value>;
   constexpr int C = W::at_once(R);
+  constexpr int64_t kCodes = E4m3Decoder::kCodes;
   constexpr int64_t kUnit = W::kScaledSums ? kFp8Block : 64;
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) sums[r][c] = zero();
-  const E4m3Lookup lookup;
+  const E4m3Decoder decoder;
   typename W::Row w_rows[C];
   for (int c = 0; c < C; ++c) w_rows[c] = w.row(n + c);
   const auto begin_part = [](F32 sum) { return W::kScaledSums ? zero() : sum; };
@@ -222,28 +235,30 @@ inline void sum_in_registers(const bf16* const* x, const W& w, int64_t n,
   const uint8_t* ahead = w_rows[0].codes + kAheadBytes;
   int64_t k = 0;
   for (; k + kUnit <= inner; k += kUnit)
-#pragma GCC unroll 2
-    for (int c = 0; c < C; ++c) {
+    each<C>([&](auto c) __attribute__((always_inline)) {
       F32 part[R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) part[r] = begin_part(sums[r][c]);
-#pragma GCC unroll 2
-      for (int64_t i = k; i < k + kUnit; i += 64) {
-        prefetch(ahead);
-        ahead += 64;
-        const Bf16x64 values = w_rows[c].load(lookup, i);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          part[r] = D::multiply_add(D::load(x[r] + i), (__m512bh)values.low, part[r]);
-          part[r] = D::multiply_add(D::load(x[r] + i + 32), (__m512bh)values.high, part[r]);
+      each<kUnit / kCodes>([&](auto step) __attribute__((always_inline)) {
+        if constexpr (step * kCodes % 64 == 0) {
+          prefetch(ahead);
+          ahead += 64;
         }
-      }
+        const int64_t at = k + step * kCodes;
+        const auto values = w_rows[c].load(decoder, at);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+          each<kCodes / D::kStep>([&](auto p) __attribute__((always_inline)) {
+            part[r] =
+                D::multiply_add(D::load(x[r] + at + p * D::kStep), values.part(p), part[r]);
+          });
+      });
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sums[r][c] = end_part(part[r], w_rows[c], k, sums[r][c]);
-    }
+    });
   if (k < inner)
     for (int c = 0; c < C; ++c) {
-      alignas(64) bf16 rest[kUnit];
+      alignas(64) E4m3Decoder::Value rest[kUnit];
       w.expand(n + c, k, inner, rest);
       for (int r = 0; r < R; ++r) {
         F32 part = begin_part(sums[r][c]);
@@ -258,7 +273,8 @@ inline void sum_in_registers(const bf16* const* x, const W& w, int64_t n,
 // out[m * kColumns + c] = x[m] . w[n + c] for R rows of x and four of w.
 // Not inlined: a function that holds all of them has too few registers for any.
 template <int R, class W>
-[[gnu::noinline]] void dot_in_registers(const bf16* const* x, const W& w, int64_t n, float* out) {
+[[gnu::noinline]] void dot_in_registers(const E4m3Decoder::Value* const* x, const W& w, int64_t n,
+                                       float* out) {
   constexpr int C = W::at_once(R);
   F32 lanes[R][4];
   for (int c = 0; c < 4; c += C) {
@@ -273,8 +289,8 @@ template <int R, class W>
 
 // For 1 to R rows of x.
 template <int R, class W>
-inline void dot_in_registers_of(int64_t rows, const bf16* const* x, const W& w, int64_t n,
-                                float* out) {
+inline void dot_in_registers_of(int64_t rows, const E4m3Decoder::Value* const* x, const W& w,
+                                int64_t n, float* out) {
   if constexpr (R > 1) {
     if (rows < R) return dot_in_registers_of<R - 1>(rows, x, w, n, out);
   }
@@ -284,11 +300,11 @@ inline void dot_in_registers_of(int64_t rows, const bf16* const* x, const W& w, 
 
 // out[m * kColumns + c] = x[m] . w[n + c], for all rows of x and `columns` <= kColumns rows of w.
 template <class W>
-inline void dot_rows(const typename W::Element* const* x, int64_t rows, const W& w, int64_t n,
-                     int64_t columns, float* out) {
+inline void dot_rows(const Operand<typename W::Element>* const* x, int64_t rows, const W& w,
+                     int64_t n, int64_t columns, float* out) {
   int64_t c = 0;
-#if defined(MSERVE_BF16_PAIRS)
-  if constexpr (std::is_same_v<typename W::Element, bf16>)
+#if defined(MSERVE_E4M3_DECODER)
+  if constexpr (std::is_same_v<Operand<typename W::Element>, E4m3Decoder::Value>)
     for (; c + 4 <= columns && rows <= kTileRows; c += 4) {
       if (w.fits_registers(n + c) && w.fits_registers(n + c + 1) && w.fits_registers(n + c + 2) &&
           w.fits_registers(n + c + 3))
@@ -302,7 +318,7 @@ inline void dot_rows(const typename W::Element* const* x, int64_t rows, const W&
 }
 
 template <class T>
-inline void dot_rows(const T* const* x, int64_t rows, const Plain<T>& w, int64_t n,
+inline void dot_rows(const Operand<T>* const* x, int64_t rows, const Plain<T>& w, int64_t n,
                      int64_t columns, float* out) {
   dot_rows(x, rows, w.values + n * w.inner, w.inner, w.inner, columns, out);
 }

@@ -47,7 +47,7 @@ struct Singles {
       for (k = 0; k + kStep <= width; k += kStep) {
         float* to = panel + k * kPanel + lane;
         const T* part = from + lane * row_stride + k;
-        ahead.lines(kLanes);
+        ahead.lines(int(kLanes * kStep * sizeof(T) / 64));
         if constexpr (sizeof(T) == 2)
           transpose_split(to, kPanel, part, row_stride, rows - lane);
         else
@@ -146,6 +146,10 @@ using Fast = std::conditional_t<std::is_same_v<T, bf16>, Pairs, Singles>;
 template <class T>
 using Fast = Singles;
 #endif
+
+// What a block's values are weighted with, as many to an Element as a step takes.
+template <class Kind>
+using Probability = std::conditional_t<Kind::kWidth == 2, bf16, float>;
 
 template <class Kind>
 inline int64_t panel_steps(int64_t width) {

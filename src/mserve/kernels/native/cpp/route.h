@@ -33,8 +33,9 @@ void route_typed(const RouteArgs& a) {
   parallel_over(a.experts * a.hidden * 4, [&](const Worker& me) {
     const Range tokens = me.share(a.tokens);
     if (std::is_same_v<T, bf16>) {
-      for (int64_t at = tokens.begin * a.hidden, end = tokens.end * a.hidden; at < end; at += kLanes)
-        store(inputs + at, load(static_cast<const T*>(a.x) + at, end - at), end - at);
+      const int64_t at = tokens.begin * a.hidden;
+      to_floats(inputs + at, static_cast<const T*>(a.x) + at,
+                (tokens.end - tokens.begin) * a.hidden);
       me.wait();
     }
     const float* x = std::is_same_v<T, bf16> ? inputs : static_cast<const float*>(a.x);

@@ -17,10 +17,31 @@
 #include "vec_plain.h"
 #endif
 
+// What products of T are taken of: T where the hardware multiplies pairs of it. Elsewhere floats,
+// or every product would have to widen both of its sides again.
+template <class T>
+using Operand = std::conditional_t<Dot<T>::kStep == kLanes, float, T>;
+
+template <class T>
+inline typename Dot<T>::V load_operand(const T* p) {
+  return Dot<T>::load(p);
+}
+template <class T>
+inline typename Dot<T>::V load_operand(const T* p, int64_t n) {
+  return Dot<T>::load(p, n);
+}
+
 inline int32_t sum(I32 a) {
   int32_t sums[4];
   store_sums(sums, a, a, a, a);
   return sums[0];
+}
+
+template <class T>
+inline void to_floats(float* to, const T* from, int64_t count) {
+  int64_t k = 0;
+  for (; k + kLanes <= count; k += kLanes) store(to + k, load(from + k));
+  if (k < count) store(to + k, load(from + k, count - k), count - k);
 }
 
 inline float to_float(float x) { return x; }

@@ -1,7 +1,10 @@
 // AVX2 and FMA.
 
 constexpr int kLanes = 8;
-constexpr int kTileSums = 8;
+// Of dot_tile: 12 sums, three operands of one side and one of the other fill the 16 registers.
+constexpr int kTileSums = 12;
+// Of int8_tile, whose products need a register before they are added.
+constexpr int kInt8TileRows = 2;
 
 struct F32 {
   __m256 v;
@@ -96,6 +99,67 @@ struct Dot {
   static F32 multiply_add(V a, V b, F32 c) { return fma(a, b, c); }
 };
 
+// Transposes r as 8 rows of 8 dwords.
+inline void transpose(__m256i r[8]) {
+  __m256i t[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    r[4 * i] = _mm256_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm256_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm256_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm256_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm256_permute2x128_si256(r[i], r[4 + i], 0x20);
+    t[4 + i] = _mm256_permute2x128_si256(r[i], r[4 + i], 0x31);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) r[i] = t[i];
+}
+
+// Rows of 32 bytes become steps of 8 dwords: dword k of row i goes to to[k * stride + i]. Rows from
+// `rows` on count as zero and are not read.
+inline void transpose_dwords(uint32_t* to, int64_t stride, const void* from, int64_t row_bytes,
+                             int64_t rows) {
+  __m256i r[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    r[i] = i < rows ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(
+                          static_cast<const char*>(from) + i * row_bytes))
+                    : _mm256_setzero_si256();
+  transpose(r);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * stride), r[i]);
+}
+
+// The same for 16 bf16 of each row, taken apart into 16 steps of fp32; of two the odd one first.
+inline void transpose_split(float* to, int64_t stride, const bf16* from, int64_t row_stride,
+                            int64_t rows) {
+  __m256i r[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    r[i] = i < rows
+               ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * row_stride))
+               : _mm256_setzero_si256();
+  transpose(r);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m256i odd = _mm256_and_si256(r[i], _mm256_set1_epi32(int(0xffff0000u)));
+    _mm256_storeu_ps(to + 2 * i * stride, _mm256_castsi256_ps(odd));
+    const __m256i even = _mm256_slli_epi32(r[i], 16);
+    _mm256_storeu_ps(to + (2 * i + 1) * stride, _mm256_castsi256_ps(even));
+  }
+}
+
+#define MSERVE_FAST_TRANSPOSE
+
 // Integers of one byte, rounded and saturated.
 inline void store_int8(int8_t* p, F32 a) {
   const __m256i wide = _mm256_cvtps_epi32(a.v);
@@ -137,4 +201,7 @@ struct Int8Dot {
   }
 };
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Inlined by force: called within what is inlined so, gcc takes it for a function without effect.
+[[gnu::always_inline]] inline void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}

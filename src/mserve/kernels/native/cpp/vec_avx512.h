@@ -3,6 +3,7 @@
 constexpr int kLanes = 16;
 // Of dot_tile: 24 sums and their operands fit in 32 registers.
 constexpr int kTileSums = 24;
+constexpr int kInt8TileRows = kTileSums / 4;
 
 struct F32 {
   __m512 v;
@@ -214,7 +215,10 @@ struct Int8Dot {
 };
 #endif
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Inlined by force: called within what is inlined so, gcc takes it for a function without effect.
+[[gnu::always_inline]] inline void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
 
 // Turns 16 rows of 16 dwords into 16 columns.
 inline void transpose(__m512i r[16]) {

@@ -2,6 +2,7 @@
 
 constexpr int kLanes = 4;
 constexpr int kTileSums = 8;
+constexpr int kInt8TileRows = kTileSums / 4;
 
 struct F32 {
   typedef float Float4 __attribute__((vector_size(16)));
@@ -132,4 +133,5 @@ struct Int8Dot {
   }
 };
 
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
+// Inlined by force: called within what is inlined so, gcc takes it for a function without effect.
+[[gnu::always_inline]] inline void prefetch(const void* p) { __builtin_prefetch(p); }
