@@ -24,8 +24,11 @@ class Mix:
     shares: Mapping[str, float] = field(default_factory=dict)  # of skills, where not the usual
 
 
-# Late in a run nearly all samples have nothing left to teach but these two skills'.
-_LATE = {"arithmetic": 4.0, "json": 2.0, "turns": 2.0, "parallel": 20.0, "forms": 14.0}
+# Late in a run other samples have little left to teach.
+_LATE = {
+    **{"arithmetic": 4.0, "json": 2.0, "turns": 2.0, "thinking": 1.0},
+    **{"parallel": 20.0, "forms": 14.0, "weather": 3.0, "results": 2.0},
+}
 
 _MIXES = (
     (0.00, Mix(needles=((512, 0.05),), repeats=0.05)),

@@ -260,7 +260,7 @@ def work(number: int, settings: Settings, shared: Shared) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
     parser.add_argument("out", type=Path, help="folder of the run; one that exists is continued")
-    parser.add_argument("--tokens", type=float, default=76.0, help="millions to train on in all")
+    parser.add_argument("--tokens", type=float, default=84.0, help="millions to train on in all")
     parser.add_argument("--step-tokens", type=int, default=6144)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)

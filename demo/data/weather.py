@@ -27,6 +27,9 @@ CHINESE = (
     "请查一下{city}的天气。",
     "查询{city}天气",
     "{city}天气怎么样?",
+    "帮我查查{city}的天气。",
+    "请帮我看一下{city}的天气。",
+    "我想知道{city}的天气。",
     "帮我查一下{city}的天气。",
 )
 _UNITS = {"celsius": "摄氏度", "fahrenheit": "华氏度"}
@@ -40,8 +43,8 @@ def _fill(draw: Draw) -> tuple[dict[str, str], Arguments]:
     """The whole request is one value here, since each language has its own words."""
     is_chinese = draw.happens(0.5)
     city = draw.one(words.CHINESE_CITIES if is_chinese else words.CITIES)
-    if is_chinese and not draw.held_out and draw.happens(0.3):
-        city = draw.one([city for city in words.CHINESE_CITIES if len(city) > 2])  # few, so rare
+    if is_chinese and not draw.held_out and draw.happens(0.5):
+        city = draw.one(words.LONG_CHINESE_CITIES)
     request = draw.phrase(CHINESE if is_chinese else ENGLISH).format(city=city)
     if draw.happens(0.75):
         return {"request": request}, {"city": city}

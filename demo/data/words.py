@@ -58,6 +58,12 @@ CHINESE_CITIES = (
     *("纽约", "柏林", "罗马", "首尔", "莫斯科", "悉尼", "新加坡", "马德里"),
 )
 
+# Taught only: where a name of more than two characters ends.
+LONG_CHINESE_CITIES = (
+    *("石家庄", "哈尔滨", "连云港", "秦皇岛", "张家口", "牡丹江", "景德镇", "攀枝花"),
+    *("莫斯科", "马德里", "慕尼黑", "呼和浩特", "乌鲁木齐", "曼彻斯特", "布达佩斯", "墨西哥城"),
+)
+
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 COLORS = ("red", "blue", "green", "yellow", "black", "white", "brown", "pink", "purple", "orange")
 LANGUAGES = ("English", "French", "German", "Spanish", "Italian", "Chinese", "Japanese", "Arabic")
