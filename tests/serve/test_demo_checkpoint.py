@@ -24,6 +24,7 @@ from mserve.evaluate import parse_floor, suite_names
 CHECKPOINT = checkpoint_folder(DEMO)
 SERVE_FLAGS = ["--kv-cache-memory-bytes", "512M", "--num-threads", "2"]
 NEEDLE = ["--suite", "needle", "--limit", "5", "--min", "needle/4k=0.8"]
+FACTS = ["--suite", "facts", "--limit", "24", "--min", "facts=0.75"]
 SUMS = ["--suite", "arithmetic", "--limit", "24", "--min", "arithmetic=0.75"]
 
 
@@ -88,6 +89,7 @@ def test_a_wrong_scale_is_noticed(tmp_path: Path) -> None:
     """MXFP8 scales of attention's outputs are twice what they should be; right ones pass."""
     right = tmp_path / "right"
     assert mserve("quantize", str(CHECKPOINT), str(right), "--format", "mxfp8").returncode == 0
+    assert exit_code(right, *FACTS) == 0
     assert exit_code(right, *SUMS) == 0
 
     def double(name: str, tensor: torch.Tensor) -> torch.Tensor:

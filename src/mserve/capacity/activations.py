@@ -16,10 +16,13 @@ TORCH_SCRATCH_BYTES = 256 << 20
 # What the interpreter, its libraries and the allocator keep after a load and some steps of native
 # kernels, beyond the formulas: measured, docs/log.md.
 _PROCESS_BYTES = 96 << 20
-# Of a native thread: attention's tiles, rows that become floats first where a processor does not
-# multiply bf16 and, for each score of a row, a candidate of the draw.
-_THREAD_BYTES = 3 << 20
+# Of a native thread: attention's tiles and, for each score of a row, a candidate of the draw.
+_THREAD_BYTES = 1 << 20
 _CANDIDATE_BYTES = 8
+# Rows that become floats first where a processor does not multiply bf16: so many, or as many as a
+# cache holds (cpp/dot.h).
+_FLOAT_ROWS = 24
+_FLOAT_ROWS_BYTES = 272 << 10
 
 # fp32 scores, and for sampling their sorted copy, its ids (8 bytes) and probabilities.
 _LOGIT_BYTES = 4 + 4 + 8 + 4
@@ -30,7 +33,20 @@ def scratch_bytes(spec: ModelSpec, *, native_threads: int | None) -> int:
     or torch a part."""
     if native_threads is None:
         return TORCH_SCRATCH_BYTES
-    return _PROCESS_BYTES + native_threads * (_THREAD_BYTES + spec.vocab_size * _CANDIDATE_BYTES)
+    linear = max(spec.hidden_size, spec.num_heads * spec.head_dim)
+    experts = max(
+        spec.hidden_size,
+        spec.dense_intermediate_size,
+        spec.moe.intermediate_size,
+        spec.moe.shared_intermediate_size,
+    )
+    thread = _THREAD_BYTES + spec.vocab_size * _CANDIDATE_BYTES
+    thread += _float_rows_bytes(linear) + _float_rows_bytes(experts)
+    return _PROCESS_BYTES + native_threads * thread
+
+
+def _float_rows_bytes(width: int) -> int:
+    return max(_FLOAT_ROWS * (width + 32) * _FP32_BYTES, _FLOAT_ROWS_BYTES)
 
 
 def activation_bytes(spec: ModelSpec, *, num_tokens: int, ranks: int, dtype: str) -> int:
