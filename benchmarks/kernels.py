@@ -23,6 +23,7 @@ from mserve.kernels import Fp8BlockMatrix, GatedActivation, Int8Matrix, Matrix, 
 ROTATED_BYTES = 512 << 20
 READ_BYTES = 8 << 20
 BF16 = torch.bfloat16
+FP8 = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def weights(form: str, *shape: int, part_rows: tuple[int, ...] = ()) -> Weights:
         factors = torch.rand((count, *experts, rows))
         pairs = zip(values, factors, strict=True)
         return Weights([Int8Matrix(*pair) for pair in pairs], 1 + 4 / width)
-    codes = torch.randint(0, 127, (count, *shape), dtype=torch.uint8).view(torch.float8_e4m3fn)
+    # as weights fill a block's range: few are subnormal, which costs where floats have to hold them
+    codes = torch.stack([(torch.randn(shape) * 110).clamp(-448, 448).to(FP8) for _ in range(count)])
     if form == "mxfp8":
         scales = torch.randint(110, 120, (count, *experts, rows, width // 32), dtype=torch.uint8)
         matrices = [Mxfp8Matrix(*pair) for pair in zip(codes, scales, strict=True)]

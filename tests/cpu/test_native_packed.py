@@ -106,8 +106,9 @@ def test_linear_of_many_rows_and_columns(each_isa, form):  # noqa: F811
     assert torch.equal(native.linear(x[-1:], matrix, torch.float32), output[-1:])
 
 
+@pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_mxfp8_element_under_every_scale(each_isa, dtype):  # noqa: F811
+def test_every_mxfp8_element_under_every_scale(each_isa, dtype, rows):  # noqa: F811
     """All 256 x 256 pairs, each alone times one. Products of bf16 flush subnormals to zero; all
     others are exact."""
     codes = np.zeros((256 * 256, 64), dtype=np.uint8)
@@ -118,22 +119,45 @@ def test_every_mxfp8_element_under_every_scale(each_isa, dtype):  # noqa: F811
     expected = oracle.mxfp8_decode(codes, scales).astype(np.float64)
     expected = torch.from_numpy(expected[np.arange(256 * 256), place])
     matrix = Mxfp8Matrix(e4m3(codes), torch.from_numpy(scales))
-    output = native.linear(torch.ones((1, 64), dtype=dtype), matrix, torch.float32)[0].double()
+    outputs = native.linear(torch.ones((rows, 64), dtype=dtype), matrix, torch.float32).double()
     bound = 2.0**-126 if dtype == torch.bfloat16 else 0.0
-    torch.testing.assert_close(output, expected, rtol=0, atol=bound, equal_nan=True)
-    assert output[255 * 256 :].isnan().all()
+    for output in outputs:
+        torch.testing.assert_close(output, expected, rtol=0, atol=bound, equal_nan=True)
+        assert output[255 * 256 :].isnan().all()
 
 
+@pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_block_fp8_element_in_every_place(each_isa, dtype):  # noqa: F811
+def test_every_block_fp8_element_in_every_place(each_isa, dtype, rows):  # noqa: F811
     codes = np.zeros((256 * 130, 130), dtype=np.uint8)
     row = np.arange(256 * 130)
     codes[row, row % 130] = row // 130
     factors = np.random.default_rng(0).random((260, 2), dtype=np.float32)
     matrix = Fp8BlockMatrix(e4m3(codes), torch.from_numpy(factors), (256 * 130,))
-    output = native.linear(torch.ones((1, 130), dtype=dtype), matrix, torch.float32)
+    outputs = native.linear(torch.ones((rows, 130), dtype=dtype), matrix, torch.float32)
     expected = oracle.E4M3[row // 130] * factors[row // 128, row % 130 // 128]
-    np.testing.assert_array_equal(output[0].numpy(), expected)
+    for output in outputs:
+        np.testing.assert_array_equal(output.numpy(), expected)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("rows", [1, 5])
+def test_subnormal_codes_outlive_a_process_that_flushes_subnormals(each_isa, form, rows):  # noqa: F811
+    """Workers inherit that from the thread that starts them."""
+    codes = np.zeros((64, 64), dtype=np.uint8)
+    codes[:, 0] = np.arange(64) % 8
+    matrix: Packed = Fp8BlockMatrix(e4m3(codes), torch.ones(1, 1), (64,))
+    if form == "mxfp8":
+        matrix = Mxfp8Matrix(e4m3(codes), torch.full((64, 2), 127, dtype=torch.uint8))
+    threads = native.num_threads()
+    torch.set_flush_denormal(True)
+    try:
+        native.set_num_threads(threads + 1)
+        output = native.linear(torch.ones(rows, 64), matrix, torch.float32)
+    finally:
+        torch.set_flush_denormal(False)
+        native.set_num_threads(threads)
+    assert torch.equal(output, (torch.arange(64) % 8 * 2.0**-9).expand(rows, -1))
 
 
 def normal_rows(random: np.random.Generator, dtype: torch.dtype, *shape: int) -> torch.Tensor:

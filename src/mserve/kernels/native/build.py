@@ -1,4 +1,4 @@
-"""Builds the library from ``cpp/`` with whatever C++17 compiler is there, in a few seconds.
+"""Builds the library from ``cpp/`` with whatever C++17 compiler is there, in two minutes or so.
 
 One object per source file, no flags for this machine: the instruction set is chosen when the
 library runs. Imports nothing but the standard library, so that ``setup.py`` can use it before the

@@ -43,10 +43,12 @@ inline void for_row_blocks(int64_t rows, int64_t inner, Body&& body) {
   }
 }
 
-// Rows of x as operands: where they lie, or expanded by each worker into memory of its own, once
-// for all weight rows that pass by.
-template <class T>
+// Rows of x as operands of the weights W: where they lie, or expanded by each worker into memory of
+// its own, once for all weight rows that pass by.
+template <class W>
 class OperandRows {
+  using T = typename W::Element;
+
  public:
   // Memory of one worker, for blocks of at most `rows` rows.
   static int64_t bytes(int64_t rows, int64_t inner) {
@@ -59,6 +61,7 @@ class OperandRows {
     if constexpr (kExpands) {
       Operand<T>* to = expanded_ + row * stride(inner_);
       to_floats(to, x, inner_);
+      if constexpr (W::kArranged) arrange(to, inner_);
       rows_[row] = to;
     } else {
       rows_[row] = x;
@@ -67,7 +70,7 @@ class OperandRows {
   const Operand<T>* const* all() const { return rows_; }
 
  private:
-  static constexpr bool kExpands = !std::is_same_v<T, Operand<T>>;
+  static constexpr bool kExpands = W::kArranged || !std::is_same_v<T, Operand<T>>;
   // Rows that begin at the same place of a page share few places of a cache, and most widths are
   // powers of two.
   static int64_t stride(int64_t inner) { return (inner + 15) / 16 * 16 + 16; }

@@ -8,11 +8,11 @@ void linear_typed(const LinearArgs& a) {
   const W w(a.w, 0, {a.part_rows, a.parts}, a.inner);
   const auto* x = static_cast<const T*>(a.x);
   auto* y = static_cast<Out*>(a.y);
-  const int64_t operand_bytes = OperandRows<T>::bytes(a.rows, a.inner);
+  const int64_t operand_bytes = OperandRows<W>::bytes(a.rows, a.inner);
   auto* operands = static_cast<char*>(scratch(kLinearOperands, team_size() * operand_bytes));
   parallel([&](const Worker& me) {
     const Range mine = me.share(a.outer, kColumns);
-    OperandRows<T> rows(operands + me.rank * operand_bytes, a.inner);
+    OperandRows<W> rows(operands + me.rank * operand_bytes, a.inner);
     float sums[kMaxRowBlock * kColumns];
     for_row_blocks<Operand<T>>(a.rows, a.inner, [&](int64_t first_row, int64_t count) {
       for (int64_t m = 0; m < count; ++m) rows.set(m, x + (first_row + m) * a.x_stride);

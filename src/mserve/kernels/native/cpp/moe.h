@@ -75,7 +75,7 @@ void expert_hidden(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& 
   const W gate_up(shared ? a.shared_gate_up : a.gate_up, shared ? 0 : expert.id, {halves, 2},
                   a.hidden);
   const Range mine = me.share(inner, kColumns);
-  OperandRows<T> rows(memory, a.hidden);
+  OperandRows<W> rows(memory, a.hidden);
   float gate[kMaxRowBlock * kColumns], up[kMaxRowBlock * kColumns];
   const int64_t slots_here = expert.end - expert.begin;
   for_row_blocks<Operand<T>>(slots_here, a.hidden, [&](int64_t first, int64_t count) {
@@ -104,7 +104,7 @@ void add_expert_output(const MoeArgs& a, const MoeSlots& slots, const ActiveExpe
   const bool shared = expert.id == a.experts;
   const int64_t inner = shared ? a.shared_inner : a.inner;
   const W down(shared ? a.shared_down : a.down, shared ? 0 : expert.id, {&a.hidden, 1}, inner);
-  OperandRows<T> rows(memory, inner);
+  OperandRows<W> rows(memory, inner);
   float dots[kMaxRowBlock * kColumns];
   for_row_blocks<Operand<T>>(expert.end - expert.begin, inner, [&](int64_t first, int64_t count) {
     const int64_t first_slot = expert.begin + first;
@@ -132,11 +132,11 @@ void moe_typed(const MoeArgs& a) {
   auto* hidden =
       static_cast<T*>(scratch(kHidden, slots.count * hidden_stride * int64_t(sizeof(T))));
   auto* sums = static_cast<float*>(scratch(kSums, a.rows * a.hidden * 4));
-  int64_t most_rows = 0, operand_bytes = 0;
+  int64_t most_slots = 0, operand_bytes = 0;
   for (int64_t i = 0; i < slots.num_active; ++i)
-    most_rows = std::max(most_rows, slots.active[i].end - slots.active[i].begin);
+    most_slots = std::max(most_slots, slots.active[i].end - slots.active[i].begin);
   for (const int64_t inner : {a.hidden, a.inner, a.shared_inner})
-    operand_bytes = std::max(operand_bytes, OperandRows<T>::bytes(most_rows, inner));
+    operand_bytes = std::max(operand_bytes, OperandRows<W>::bytes(most_slots, inner));
   auto* operands = static_cast<char*>(scratch(kOperands, team_size() * operand_bytes));
   parallel([&](const Worker& me) {
     void* memory = operands + me.rank * operand_bytes;

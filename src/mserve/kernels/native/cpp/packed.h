@@ -41,6 +41,7 @@ struct Parts {
 template <class T>
 struct Plain {
   using Element = T;
+  static constexpr bool kArranged = false;  // whether its rows' operands lie in the decoder's order
   const T* values;
   int64_t inner;
 
@@ -52,7 +53,7 @@ struct Plain {
 template <class T>
 struct Mxfp8 {
   using Element = T;
-  static constexpr bool kScaledSums = false;
+  static constexpr bool kArranged = kArranges, kScaledSums = false;
   // Rows of w that meet `rows` of x at once in registers. A single one's sum is a chain of waits;
   // four rows' lines come in an order that costs the memory 10 %, which AVX2 does not keep up with.
   static constexpr int at_once(int rows) { return kLanes == 8 && rows == 1 ? 4 : 2; }
@@ -72,16 +73,16 @@ struct Mxfp8 {
     int64_t k = begin;
 #if defined(MSERVE_E4M3_DECODER)
     if constexpr (std::is_same_v<Operand<T>, E4m3Decoder::Value>) {
-      const E4m3Decoder decoder;
+      E4m3Decoder decoder;
       constexpr int64_t kCodes = E4m3Decoder::kCodes;
-      for (; k + 64 <= end && decoder.knows(from + k, 64) && stays_normal(scale[k >> 5]) &&
-             stays_normal(scale[(k >> 5) + 1]);
+      for (; k + 64 <= end && stays_normal(scale[k >> 5]) && stays_normal(scale[(k >> 5) + 1]);
            k += 64) {
         prefetch(from + k + kAheadBytes);
 #pragma GCC unroll 2
         for (int64_t i = k; i < k + 64; i += kCodes)
           store(to + i - begin, decoder.values(from + i, scale + (i >> 5)));
       }
+      if (decoder.saw_nan()) k = begin;
     }
 #endif
     for (; k < end; k += kMxfp8Group) {
@@ -89,23 +90,31 @@ struct Mxfp8 {
       const F32 power = set1(power_of_scale(scale[k / kMxfp8Group]));
       for (int64_t i = k; i < k + kMxfp8Group; i += kLanes)
         store(to + i - begin, mul(load_e4m3(from + i), power));
+      if constexpr (kArranged) arrange(to + k - begin, kMxfp8Group);
     }
   }
 
 #if defined(MSERVE_E4M3_DECODER)
-  // A row whose values come straight into registers, E4m3Decoder::kCodes from column k on.
-  struct Row {
+  // Rows whose values come straight into registers, E4m3Decoder::kCodes at a time from the column
+  // that was advanced to. They have their distance in common: few pointers stay in registers.
+  struct Rows {
     const uint8_t *codes, *scales;
-    [[gnu::always_inline]] auto load(const E4m3Decoder& decoder, int64_t k) const {
-      return decoder.values(codes + k, scales + (k >> 5));
+    int64_t inner, groups;
+    [[gnu::always_inline]] auto load(E4m3Decoder& decoder, int row, int64_t k) const {
+      return decoder.values(codes + row * inner + k, scales + row * groups + k / kMxfp8Group);
     }
-    F32 factor(int64_t) const { return set1(1.0f); }
+    [[gnu::always_inline]] void advance(int64_t columns) {
+      codes += columns;
+      scales += columns / kMxfp8Group;
+    }
+    F32 factor(int) const { return set1(1.0f); }
   };
-  Row row(int64_t number) const { return {codes + number * inner, row_scales(number)}; }
+  Rows rows_from(int64_t first) const {
+    return {codes + first * inner, row_scales(first), inner, inner / kMxfp8Group};
+  }
   // What needs treatment by value is seldom, and not worth a branch per group.
   bool fits_registers(int64_t number) const {
-    return E4m3Decoder::knows(codes + number * inner, inner) &&
-           stay_normal(row_scales(number), inner / kMxfp8Group);
+    return stay_normal(row_scales(number), inner / kMxfp8Group);
   }
 #endif
 };
@@ -113,7 +122,7 @@ struct Mxfp8 {
 template <class T>
 struct Fp8Block {
   using Element = T;
-  static constexpr bool kScaledSums = true;
+  static constexpr bool kArranged = kArranges, kScaledSums = true;
   // Each block is a sum of its own, so one row of w makes many short chains and is read as it lies;
   // with more of x two share what they load of it. AVX2 has shorter steps and longer chains.
   static constexpr int at_once(int rows) {
@@ -143,36 +152,48 @@ struct Fp8Block {
     int64_t k = begin;
 #if defined(MSERVE_E4M3_DECODER)
     if constexpr (std::is_same_v<Operand<T>, E4m3Decoder::Value>) {
-      const E4m3Decoder decoder;
+      E4m3Decoder decoder;
       constexpr int64_t kCodes = E4m3Decoder::kCodes;
-      for (; k + 64 <= end && decoder.knows(from + k, 64); k += 64) {
+      for (; k + 64 <= end; k += 64) {
         prefetch(from + k + kAheadBytes);
 #pragma GCC unroll 2
         for (int64_t i = k; i < k + 64; i += kCodes)
           store(to + i - begin, decoder.values(from + i));
       }
+      if (decoder.saw_nan()) k = begin;
     }
 #endif
+    Operand<T>* rest = to + k - begin;
+    const int64_t left = end - k;
     for (; k + kLanes <= end; k += kLanes) {
       prefetch(from + k + kAheadBytes);
       store(to + k - begin, load_e4m3(from + k));
     }
     if (k < end) store(to + k - begin, load_e4m3(from + k, end - k), end - k);
+    if constexpr (kArranged) arrange(rest, left);
   }
 
 #if defined(MSERVE_E4M3_DECODER)
-  struct Row {
+  struct Rows {
     const uint8_t* codes;
-    const float* factors;
-    [[gnu::always_inline]] auto load(const E4m3Decoder& decoder, int64_t k) const {
-      return decoder.values(codes + k);
+    int64_t inner;
+    const float* factors[4];
+    [[gnu::always_inline]] auto load(E4m3Decoder& decoder, int row, int64_t k) const {
+      return decoder.values(codes + row * inner + k);
     }
-    F32 factor(int64_t k) const { return set1(factors[k >> 7]); }
+    // By a block, as nothing smaller has one factor.
+    [[gnu::always_inline]] void advance(int64_t columns) {
+      codes += columns;
+      for (const float*& row : factors) ++row;
+    }
+    F32 factor(int row) const { return set1(*factors[row]); }
   };
-  Row row(int64_t number) const { return {codes + number * inner, row_factors(number)}; }
-  bool fits_registers(int64_t number) const {
-    return E4m3Decoder::knows(codes + number * inner, inner);
+  Rows rows_from(int64_t first) const {
+    Rows rows{codes + first * inner, inner, {}};
+    for (int i = 0; i < 4; ++i) rows.factors[i] = row_factors(first + i);
+    return rows;
   }
+  static constexpr bool fits_registers(int64_t) { return true; }
 #endif
 };
 
@@ -213,8 +234,9 @@ inline void dot_expanded(const Operand<typename W::Element>* const* x, int64_t r
 #if defined(MSERVE_E4M3_DECODER)
 // sums[r][c] = the lanes of x[r] . w[n + c] for few rows of x, without the way through the cache:
 // the same operands meet the same sums in the same order, so it does not show which of the two ran.
+// False if the decoder cannot read the codes.
 template <int R, class W>
-inline void sum_in_registers(const E4m3Decoder::Value* const* x, const W& w, int64_t n,
+[[nodiscard]] inline bool sum_in_registers(const E4m3Decoder::Value* const* x, const W& w, int64_t n,
                              F32 (&sums)[R][W::at_once(R)]) {
   using D = Dot<E4m3Decoder::Value>;
   constexpr int C = W::at_once(R);
@@ -222,40 +244,43 @@ inline void sum_in_registers(const E4m3Decoder::Value* const* x, const W& w, int
   constexpr int64_t kUnit = W::kScaledSums ? kFp8Block : 64;
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) sums[r][c] = zero();
-  const E4m3Decoder decoder;
-  typename W::Row w_rows[C];
-  for (int c = 0; c < C; ++c) w_rows[c] = w.row(n + c);
+  E4m3Decoder decoder;
+  typename W::Rows weights = w.rows_from(n);
+  const E4m3Decoder::Value* from[R];
+  each<R>([&](auto r) __attribute__((always_inline)) { from[r] = x[r]; });
   const auto begin_part = [](F32 sum) { return W::kScaledSums ? zero() : sum; };
-  const auto end_part = [&](F32 part, const typename W::Row& row, int64_t k, F32 sum) {
-    return W::kScaledSums ? fma(part, row.factor(k), sum) : part;
+  const auto end_part = [&](F32 part, int c, F32 sum) {
+    return W::kScaledSums ? fma(part, weights.factor(c), sum) : part;
   };
 
   const int64_t inner = w.inner;
   // Rows lie one below the other: what is fetched ahead is memory in order.
-  const uint8_t* ahead = w_rows[0].codes + kAheadBytes;
+  const uint8_t* ahead = weights.codes + kAheadBytes;
   int64_t k = 0;
-  for (; k + kUnit <= inner; k += kUnit)
+  for (; k + kUnit <= inner; k += kUnit) {
     each<C>([&](auto c) __attribute__((always_inline)) {
       F32 part[R];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) part[r] = begin_part(sums[r][c]);
+      each<R>([&](auto r) __attribute__((always_inline)) { part[r] = begin_part(sums[r][c]); });
       each<kUnit / kCodes>([&](auto step) __attribute__((always_inline)) {
-        if constexpr (step * kCodes % 64 == 0) {
+        constexpr int64_t at = step * kCodes;
+        if constexpr (at % 64 == 0) {
           prefetch(ahead);
           ahead += 64;
         }
-        const int64_t at = k + step * kCodes;
-        const auto values = w_rows[c].load(decoder, at);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
+        const auto values = weights.load(decoder, c, at);
+        each<R>([&](auto r) __attribute__((always_inline)) {
           each<kCodes / D::kStep>([&](auto p) __attribute__((always_inline)) {
-            part[r] =
-                D::multiply_add(D::load(x[r] + at + p * D::kStep), values.part(p), part[r]);
+            part[r] = D::multiply_add(D::load(from[r] + at + p * D::kStep), values.part(p), part[r]);
           });
+        });
       });
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sums[r][c] = end_part(part[r], w_rows[c], k, sums[r][c]);
+      each<R>([&](auto r) __attribute__((always_inline)) {
+        sums[r][c] = end_part(part[r], c, sums[r][c]);
+      });
     });
+    weights.advance(kUnit);
+    each<R>([&](auto r) __attribute__((always_inline)) { from[r] += kUnit; });
+  }
   if (k < inner)
     for (int c = 0; c < C; ++c) {
       alignas(64) E4m3Decoder::Value rest[kUnit];
@@ -265,36 +290,38 @@ inline void sum_in_registers(const E4m3Decoder::Value* const* x, const W& w, int
         for (int64_t i = k; i < inner; i += D::kStep)
           part = D::multiply_add(D::load(x[r] + i, inner - i), D::load(rest + i - k, inner - i),
                                  part);
-        sums[r][c] = end_part(part, w_rows[c], k, sums[r][c]);
+        sums[r][c] = end_part(part, c, sums[r][c]);
       }
     }
+  return !decoder.saw_nan();
 }
 
-// out[m * kColumns + c] = x[m] . w[n + c] for R rows of x and four of w.
-// Not inlined: a function that holds all of them has too few registers for any.
+// out[m * kColumns + c] = x[m] . w[n + c] for R rows of x and four of w; false if the decoder cannot
+// read those. Not inlined: a function that holds all of them has too few registers for any.
 template <int R, class W>
-[[gnu::noinline]] void dot_in_registers(const E4m3Decoder::Value* const* x, const W& w, int64_t n,
+[[gnu::noinline]] bool dot_in_registers(const E4m3Decoder::Value* const* x, const W& w, int64_t n,
                                        float* out) {
   constexpr int C = W::at_once(R);
   F32 lanes[R][4];
   for (int c = 0; c < 4; c += C) {
     F32 sums[R][C];
-    sum_in_registers<R>(x, w, n + c, sums);
+    if (!sum_in_registers<R>(x, w, n + c, sums)) return false;
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < C; ++i) lanes[r][c + i] = sums[r][i];
   }
   for (int r = 0; r < R; ++r)
     store_sums(out + r * kColumns, lanes[r][0], lanes[r][1], lanes[r][2], lanes[r][3]);
+  return true;
 }
 
 // For 1 to R rows of x.
 template <int R, class W>
-inline void dot_in_registers_of(int64_t rows, const E4m3Decoder::Value* const* x, const W& w,
+inline bool dot_in_registers_of(int64_t rows, const E4m3Decoder::Value* const* x, const W& w,
                                 int64_t n, float* out) {
   if constexpr (R > 1) {
     if (rows < R) return dot_in_registers_of<R - 1>(rows, x, w, n, out);
   }
-  dot_in_registers<R>(x, w, n, out);
+  return dot_in_registers<R>(x, w, n, out);
 }
 #endif
 
@@ -306,11 +333,10 @@ inline void dot_rows(const Operand<typename W::Element>* const* x, int64_t rows,
 #if defined(MSERVE_E4M3_DECODER)
   if constexpr (std::is_same_v<Operand<typename W::Element>, E4m3Decoder::Value>)
     for (; c + 4 <= columns && rows <= kTileRows; c += 4) {
-      if (w.fits_registers(n + c) && w.fits_registers(n + c + 1) && w.fits_registers(n + c + 2) &&
-          w.fits_registers(n + c + 3))
-        dot_in_registers_of<kTileRows>(rows, x, w, n + c, out + c);
-      else
-        dot_expanded<4>(x, rows, w, n + c, out + c);
+      const int64_t at = n + c;
+      if (!(w.fits_registers(at) && w.fits_registers(at + 1) && w.fits_registers(at + 2) &&
+            w.fits_registers(at + 3) && dot_in_registers_of<kTileRows>(rows, x, w, at, out + c)))
+        dot_expanded<4>(x, rows, w, at, out + c);
     }
 #endif
   for (; c + 4 <= columns; c += 4) dot_expanded<4>(x, rows, w, n + c, out + c);

@@ -39,7 +39,7 @@ struct Singles {
   // One panel whose columns are `rows` rows of `from`, `width` wide: keys of a product with queries.
   template <class T>
   static void pack_transposed(Element* panel, const T* from, int64_t row_stride, int64_t rows,
-                              int64_t width, Ahead& ahead) {
+                              int64_t width, [[maybe_unused]] Ahead& ahead) {
     int64_t k = 0;
 #if defined(MSERVE_FAST_TRANSPOSE)
     constexpr int64_t kStep = sizeof(T) == 2 ? 2 * kLanes : kLanes;

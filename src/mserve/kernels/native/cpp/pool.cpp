@@ -5,6 +5,9 @@
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include <cstdio>
 #include <cstdlib>
@@ -37,6 +40,22 @@ void relax() {
   asm volatile("yield");
 #endif
 }
+
+// While it lives, this thread computes with subnormal floats, which codes become on their way to
+// their values (e4m3.h). Callers may have been told to take them for zero, and workers inherit it.
+class KeepingSubnormals {
+ public:
+#if defined(__x86_64__)
+  KeepingSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ & ~kFlushes); }
+  ~KeepingSubnormals() { _mm_setcsr(before_); }
+
+ private:
+  static constexpr unsigned kFlushes = 0x8040;
+  const unsigned before_;
+#else
+  KeepingSubnormals() {}
+#endif
+};
 
 // False if the system refused.
 bool pin(std::thread& thread, int cpu) {
@@ -74,6 +93,7 @@ class Team {
   bool pinned() const { return pinned_; }
 
   void run(void (*body)(void*, const Worker&), void* context) {
+    const KeepingSubnormals keeping;
     body_ = body;
     context_ = context;
     if (size_ > 1) regions_.open();
@@ -83,6 +103,7 @@ class Team {
 
  private:
   void serve(int rank) {
+    const KeepingSubnormals keeping;
     for (uint32_t seen = 0;; ++seen) {
       regions_.await(seen);
       if (body_ == nullptr) return;
