@@ -258,11 +258,14 @@ template <int R, class W>
   const uint8_t* ahead = weights.codes + kAheadBytes;
   int64_t k = 0;
   for (; k + kUnit <= inner; k += kUnit) {
-    each<C>([&](auto c) __attribute__((always_inline)) {
-      F32 part[R];
-      each<R>([&](auto r) __attribute__((always_inline)) { part[r] = begin_part(sums[r][c]); });
-      each<kUnit / kCodes>([&](auto step) __attribute__((always_inline)) {
-        constexpr int64_t at = step * kCodes;
+    F32 part[R][C];
+    each<R * C>([&](auto i) __attribute__((always_inline)) {
+      part[i / C][i % C] = begin_part(sums[i / C][i % C]);
+    });
+    // A chain of one row's products would wait for itself; another row's come in between.
+    each<kUnit / kCodes>([&](auto step) __attribute__((always_inline)) {
+      constexpr int64_t at = step * kCodes;
+      each<C>([&](auto c) __attribute__((always_inline)) {
         if constexpr (at % 64 == 0) {
           prefetch(ahead);
           ahead += 64;
@@ -270,13 +273,14 @@ template <int R, class W>
         const auto values = weights.load(decoder, c, at);
         each<R>([&](auto r) __attribute__((always_inline)) {
           each<kCodes / D::kStep>([&](auto p) __attribute__((always_inline)) {
-            part[r] = D::multiply_add(D::load(from[r] + at + p * D::kStep), values.part(p), part[r]);
+            part[r][c] =
+                D::multiply_add(D::load(from[r] + at + p * D::kStep), values.part(p), part[r][c]);
           });
         });
       });
-      each<R>([&](auto r) __attribute__((always_inline)) {
-        sums[r][c] = end_part(part[r], c, sums[r][c]);
-      });
+    });
+    each<R * C>([&](auto i) __attribute__((always_inline)) {
+      sums[i / C][i % C] = end_part(part[i / C][i % C], i % C, sums[i / C][i % C]);
     });
     weights.advance(kUnit);
     each<R>([&](auto r) __attribute__((always_inline)) { from[r] += kUnit; });
