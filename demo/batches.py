@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -139,13 +140,19 @@ def first_question(batch: Batch) -> int:
 
 def _long_texts(rng: random.Random, max_tokens: int, num_tokens: float) -> list[Batch]:
     """Texts of a quarter of ``max_tokens`` and more, each a batch; as many as make ``num_tokens``
-    in the mean of all steps."""
+    in the mean of all steps. Each answer counts as a sample."""
     batches = []
     for _ in range(int(num_tokens / (0.625 * max_tokens) + rng.random())):
         ids, mask = long_sample(rng, rng.randint(max_tokens // 4, max_tokens))
-        one = TrainingSequence(ids, mask, [Piece("needle", 0, len(ids))])
+        one = TrainingSequence(ids, mask, [Piece("needle", *answer) for answer in _answers(mask)])
         batches.append(dataclasses.replace(_batch([one]), is_long=True))
     return batches
+
+
+def _answers(mask: list[int]) -> list[tuple[int, int]]:
+    """Where runs of tokens that count begin and end."""
+    edges = [place for place, (a, b) in enumerate(pairwise([0, *mask, 0])) if a != b]
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _needles(rng: random.Random, max_tokens: int, num_tokens: float) -> list[TrainingSequence]:

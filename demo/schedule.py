@@ -26,8 +26,14 @@ class Mix:
 
 # Late in a run other samples have little left to teach.
 _LATE = {
-    **{"arithmetic": 4.0, "json": 2.0, "turns": 2.0, "thinking": 1.0},
-    **{"parallel": 20.0, "forms": 14.0, "weather": 3.0, "results": 2.0},
+    "arithmetic": 4.0,
+    "json": 2.0,
+    "turns": 2.0,
+    "thinking": 1.0,
+    "parallel": 20.0,
+    "forms": 14.0,
+    "weather": 3.0,
+    "results": 2.0,
 }
 
 _MIXES = (
@@ -36,7 +42,7 @@ _MIXES = (
     (0.40, Mix(needles=((1500, 0.08), (4000, 0.05)), long_texts=(12_000, 0.04))),
     (0.60, Mix(needles=((1500, 0.06), (4000, 0.05)), long_texts=(13_000, 0.08))),
     (0.75, Mix(needles=((1500, 0.06), (4000, 0.05)), long_texts=(13_000, 0.2), shares=_LATE)),
-    (0.90, Mix(needles=((1500, 0.06), (4000, 0.05)), long_texts=(13_000, 0.25), shares=_LATE)),
+    (0.90, Mix(needles=((1500, 0.06), (4000, 0.05)), long_texts=(13_000, 0.5), shares=_LATE)),
 )
 
 

@@ -50,6 +50,7 @@ SKILLS: dict[str, tuple[Maker, float]] = {
 """By name: what makes an example, and how often beside the others. One about tools is five times as
 long as one about a fact, and a fact must be seen some thirty times to be kept."""
 
+_MAX_LONG_NEEDLES = 24
 _MAX_NEEDLE_TOKENS = 12000
 _NEEDLE_ROOM = 250  # tokens of a needle's example beside its filler
 
@@ -68,8 +69,8 @@ def training_sample(
 
 
 def long_sample(rng: random.Random, num_tokens: int) -> tuple[list[int], list[int]]:
-    """Needles in a text of about ``num_tokens``."""
-    made = sample_of(needle.example(Draw(rng), num_tokens))
+    """Needles in a text of about ``num_tokens``, many: the text is what costs."""
+    made = sample_of(needle.example(Draw(rng), num_tokens, max_needles=_MAX_LONG_NEEDLES))
     return made.token_ids, made.loss_mask
 
 

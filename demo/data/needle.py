@@ -28,12 +28,17 @@ _SMALLEST = 150
 _MAX_NEEDLES = 4
 
 
-def example(draw: Draw, num_tokens: int | None = None, max_tokens: int = 1000) -> Conversation:
+def example(
+    draw: Draw,
+    num_tokens: int | None = None,
+    max_tokens: int = 1000,
+    max_needles: int = _MAX_NEEDLES,
+) -> Conversation:
     """``num_tokens`` of filler; without it, any number up to ``max_tokens``, smaller ones more
     often."""
     if num_tokens is None:
         num_tokens = int(_SMALLEST * (max(max_tokens, _SMALLEST) / _SMALLEST) ** draw.rng.random())
-    table = key_values(draw, draw.number(1, _MAX_NEEDLES))
+    table = key_values(draw, draw.number(1, max_needles))
     count = 1 if draw.held_out else len(table)
     asked = draw.some(list(table), count)
     return asked_about(draw, _hidden(draw, num_tokens, table), asked, table, draw.any(MODES))
