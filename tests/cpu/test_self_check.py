@@ -58,6 +58,15 @@ def test_right_kernels_pass_and_every_kind_of_layer_is_run(
     assert {spec.layers[number] for number in checked} == set(spec.layers)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_are_right_where_attention_is_sharp(dtype: str) -> None:
+    """Trained heads look at one key; a score of 60 rounded to bf16 is off by an eighth."""
+    model = model_of(M3, dtype, "plain", {})
+    for layer in model.layers:
+        layer.attention.qk_norm.weight.fill_(20.0)
+    assert len(run_check(model, M3, dtype)) >= 2
+
+
 @pytest.mark.parametrize("cached", ["float8_e4m3fn", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_kernels_are_right_over_packed_caches(dtype: str, cached: str) -> None:
