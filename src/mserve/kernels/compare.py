@@ -39,8 +39,8 @@ _TOLERANCE_OF_INTEGERS = 2e-2
 # rank otherwise what is nearly equal. One row of the forty that a step has is 0.025.
 _NEAR_TIES = 0.03
 _CHOICES = (route, select_blocks)
-# Their reference rounds scores to the precision of its queries, which where attention is sharp changes
-# its shares by more than any kernel may: it gets fp32.
+# Their reference rounds scores to the precision of its queries, which changes the shares of sharp
+# attention by more than any kernel may: it gets fp32.
 _SHARP = (paged_attention, sparse_attention)
 # Leading arguments with a row per token, of the ops whose reference takes time: it unpacks weights.
 _ROW_ARGUMENTS = {linear: 1, gated_mlp: 1, run_experts: 3}
