@@ -25,7 +25,7 @@ from mserve.kernels import (
     Matrix,
     Mxfp8Matrix,
     native,
-    unset,
+    uninitialized,
 )
 
 ROTATED_BYTES = 512 << 20
@@ -95,7 +95,7 @@ def copies(*shape: int) -> torch.Tensor:
     """As many tensors of ``shape`` as make up the rotated bytes, at least two."""
     num_bytes = 2 * int(torch.tensor(shape).prod())
     count = max(2, ROTATED_BYTES // num_bytes)
-    return unset((count, *shape), BF16, CPU).uniform_(-0.05, 0.05)
+    return uninitialized((count, *shape), BF16, CPU).uniform_(-0.05, 0.05)
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,14 @@ def weights(form: str, *shape: int, part_rows: tuple[int, ...] = ()) -> Weights:
     *experts, rows, width = shape
     count = max(2, ROTATED_BYTES // int(torch.tensor(shape).prod()))
     if form == "int8":
-        values = unset((count, *shape), torch.int8, CPU).random_(-128, 128)
+        values = uninitialized((count, *shape), torch.int8, CPU).random_(-128, 128)
         factors = torch.rand((count, *experts, rows))
         pairs = zip(values, factors, strict=True)
         return Weights([Int8Matrix(*pair) for pair in pairs], 1 + 4 / width)
     # as weights fill a block's range: few are subnormal, which costs where floats have to hold them
-    codes = unset((count, *shape), FP8, CPU)
+    codes = uninitialized((count, *shape), FP8, CPU)
     for matrix in codes:
-        matrix.copy_((torch.randn(shape) * 110).clamp(-448, 448))
+        matrix.copy_(torch.randn(shape).mul_(110).clamp_(-448, 448))
     if form == "mxfp8":
         scales = torch.randint(110, 120, (count, *experts, rows, width // 32), dtype=torch.uint8)
         matrices = [Mxfp8Matrix(*pair) for pair in zip(codes, scales, strict=True)]

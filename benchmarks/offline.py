@@ -31,7 +31,7 @@ from record import ENVIRONMENT, publish
 
 from mserve.checkpoint import is_expert, open_checkpoint
 from mserve.core import SamplingParams
-from mserve.kernels import native, unset
+from mserve.kernels import native, uninitialized
 from mserve.llm import LLM
 
 Row = dict[str, float | str]
@@ -106,7 +106,7 @@ def measure(
 
 def read_bandwidth() -> float:
     """Bytes/s of reading memory that no cache holds: the best of a few, as a limit is."""
-    memory = unset((READ_BYTES // 2,), torch.bfloat16, torch.device("cpu")).fill_(1)
+    memory = uninitialized((READ_BYTES // 2,), torch.bfloat16, torch.device("cpu")).fill_(1)
     times = []
     for _ in range(5):
         start = time.perf_counter()

@@ -121,15 +121,15 @@ def _is_full(group: list[TrainingSequence]) -> bool:
 
 
 def teaching_queries(batch: Batch) -> Tensor:
-    """Positions [B, Q] whose attention teaches the index branch: the ends of answers, where one
+    """Positions [B, Q] whose attention teaches the index branch: some of all answers, where one
     block matters most, and places spread evenly behind the first block."""
     num_sequences, length = batch.token_ids.shape
     spread = torch.linspace(BLOCK_TOKENS, length - 1, _INDEX_QUERIES // 2).long()
     queries = spread.repeat(num_sequences, 2)
     for number in range(num_sequences):
         rows = batch.rows[batch.rows // length == number] % length
-        last = rows[-(_INDEX_QUERIES // 2) :]
-        queries[number, len(spread) : len(spread) + len(last)] = last
+        some = rows[torch.linspace(0, len(rows) - 1, min(len(spread), len(rows))).long()]
+        queries[number, len(spread) : len(spread) + len(some)] = some
     return queries
 
 
@@ -139,8 +139,8 @@ def first_question(batch: Batch) -> int:
 
 
 def _long_texts(rng: random.Random, max_tokens: int, num_tokens: float) -> list[Batch]:
-    """Texts of a quarter of ``max_tokens`` and more, each a batch; as many as make ``num_tokens``
-    in the mean of all steps. Each answer counts as a sample."""
+    """Texts of a quarter of ``max_tokens`` of filler and more, each a batch; as many as make
+    ``num_tokens`` in the mean of all steps. Each answer counts as a sample."""
     batches = []
     for _ in range(int(num_tokens / (0.625 * max_tokens) + rng.random())):
         ids, mask = long_sample(rng, rng.randint(max_tokens // 4, max_tokens))

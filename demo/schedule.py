@@ -20,7 +20,7 @@ class Mix:
 
     needles: tuple[tuple[int, float], ...]  # of at most so many tokens, and their share
     repeats: float = 0.0  # random runs that come again
-    long_texts: tuple[int, float] = (12_000, 0.0)  # up to so many tokens; on top of all else
+    long_texts: tuple[int, float] = (12_000, 0.0)  # of filler, up to so many; on top of all else
     shares: Mapping[str, float] = field(default_factory=dict)  # of skills, where not the usual
 
 

@@ -1,7 +1,7 @@
 """Needles: a few ``key -> value`` lines somewhere in much text that has nothing to do with them.
 
 In training a question on each follows the text, so that a long one teaches several times; in tests
-it is one. Sizes are in tokens and met within a few percent.
+it is one. Sizes are in tokens of filler and met within a few percent.
 """
 
 from __future__ import annotations

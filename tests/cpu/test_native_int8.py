@@ -294,3 +294,19 @@ def test_what_does_not_fit_is_refused(each_isa):  # noqa: F811
     mixed = random_matrix(random, "dynamic", 2, (64,), 64)
     with pytest.raises(native.NativeError, match="alike"):
         native.run_experts(torch.ones(1, 64), ids, weights, mixed, down, SILU, 0)
+
+
+def test_a_caller_that_flushes_subnormals_does_not_show(each_isa):  # noqa: F811
+    """Neither in what one thread does alone nor in what all do."""
+    matrix = Int8Matrix(torch.ones(16, 4096, dtype=torch.int8), torch.full((16,), 1e30))
+    x = torch.full((40, 4096), 1e-41)
+    expected = native.linear(x, matrix, torch.float32)
+    assert expected.all()
+    torch.set_flush_denormal(True)
+    try:
+        together = native.linear(x, matrix, torch.float32)
+        alone = native.linear(x[:1], matrix, torch.float32)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(together, expected)
+    assert torch.equal(alone, expected[:1])

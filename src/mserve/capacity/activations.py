@@ -19,8 +19,8 @@ _PROCESS_BYTES = 96 << 20
 # Of a native thread: attention's tiles and, for each score of a row, a candidate of the draw.
 _THREAD_BYTES = 1 << 20
 _CANDIDATE_BYTES = 8
-# Rows that become floats first where a processor does not multiply bf16: so many, or as many as a
-# cache holds (cpp/dot.h).
+# Rows that become floats first where a processor does not multiply bf16, or with AVX2 are put into
+# the order of e4m3 codes: so many, or as many as a cache holds (cpp/dot.h).
 _FLOAT_ROWS = 24
 _FLOAT_ROWS_BYTES = 272 << 10
 

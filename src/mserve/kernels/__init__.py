@@ -48,7 +48,7 @@ from mserve.kernels.matrix import (
     Matrix,
     Mxfp8Matrix,
 )
-from mserve.kernels.memory import unset
+from mserve.kernels.memory import uninitialized
 from mserve.kernels.moe import sum_experts
 from mserve.kernels.random import uniform
 from mserve.kernels.ranking import best, rank_of
@@ -106,7 +106,7 @@ __all__ = [
     "sum_experts",
     "swiglu_oai",
     "uniform",
-    "unset",
+    "uninitialized",
     "use_kernels",
     "write_kv",
 ]

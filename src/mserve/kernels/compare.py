@@ -41,7 +41,7 @@ _NEAR_TIES = 0.03
 _CHOICES = (route, select_blocks)
 # Their reference rounds scores to the precision of its queries, which changes the shares of sharp
 # attention by more than any kernel may: it gets fp32.
-_SHARP = (paged_attention, sparse_attention)
+_ROUNDING_SCORES = (paged_attention, sparse_attention)
 # Leading arguments with a row per token, of the ops whose reference takes time: it unpacks weights.
 _ROW_ARGUMENTS = {linear: 1, gated_mlp: 1, run_experts: 3}
 # So many rows are other code than many: one reads weights as a stream, a few stay in registers.
@@ -80,7 +80,7 @@ def compared_kernels(place: str) -> Iterator[None]:
 
 def _compared(op: Op, place: str) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        precise = (args[0].float(), *args[1:]) if op in _SHARP else args
+        precise = (args[0].float(), *args[1:]) if op in _ROUNDING_SCORES else args
         expected = _outcome(op.reference, precise, kwargs)
         found = _outcome(op.native, args, kwargs)
         pair = (_tensors(expected), _tensors(found))

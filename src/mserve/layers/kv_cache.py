@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from mserve.core import BLOCK_TOKENS, KVLayout
-from mserve.kernels import CachePlane, ScaledPlane, unset
+from mserve.kernels import CachePlane, ScaledPlane, uninitialized
 
 
 class KVCache:
@@ -19,7 +19,7 @@ class KVCache:
         self.num_blocks = num_blocks
         # Not zeroed: the system then hands out pages as blocks are first used, instead of most of
         # the machine's memory being written before the first request (about 1 s per GB).
-        self.pool = unset((num_blocks, layout.block_bytes), torch.uint8, device)
+        self.pool = uninitialized((num_blocks, layout.block_bytes), torch.uint8, device)
         offsets = layout.offsets()
         self._stored: dict[tuple[int, str], torch.Tensor] = {}
         for plane in layout.planes:

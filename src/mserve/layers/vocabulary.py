@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import pad
 
-from mserve.kernels import embedding, linear, unset
+from mserve.kernels import embedding, linear, uninitialized
 from mserve.layers.shard import EVERY
 from mserve.parallel import Group
 from mserve.weights import Piece
@@ -32,7 +32,7 @@ class _VocabularyRows:
         self.height = -(-vocab_size // group.size)
         first = min(group.rank * self.height, vocab_size)
         self.rows = slice(first, min(first + self.height, vocab_size))
-        self.weight = unset((self.rows.stop - first, hidden_size), dtype, device)
+        self.weight = uninitialized((self.rows.stop - first, hidden_size), dtype, device)
 
     def pieces(self, name: str) -> Iterator[Piece]:
         yield Piece(self.weight, name, (self.rows, EVERY))

@@ -12,7 +12,7 @@ from typing import Self
 
 import torch
 
-from mserve.kernels import FP8_BLOCK, Fp8BlockMatrix, dequantize_fp8_block, unset
+from mserve.kernels import FP8_BLOCK, Fp8BlockMatrix, dequantize_fp8_block, uninitialized
 from mserve.weights.converting import Converting
 from mserve.weights.packed import PackedWeight
 from mserve.weights.piece import Piece
@@ -32,7 +32,7 @@ class Fp8BlockWeight(PackedWeight):
         *experts, _, width = assembly.shape
         scales = (*experts, sum(_block_rows(assembly)), -(-width // FP8_BLOCK))
         return cls(
-            unset(assembly.shape, torch.float8_e4m3fn, device),
+            uninitialized(assembly.shape, torch.float8_e4m3fn, device),
             torch.empty(scales, dtype=torch.float32, device=device),
             assembly,
         )

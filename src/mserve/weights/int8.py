@@ -14,7 +14,7 @@ from typing import Self
 import torch
 
 from mserve.core import CheckpointError
-from mserve.kernels import Int8Matrix, unset
+from mserve.kernels import Int8Matrix, uninitialized
 from mserve.weights.converting import Converting
 from mserve.weights.packed import PackedWeight
 from mserve.weights.piece import Piece
@@ -31,7 +31,7 @@ class Int8Weight(PackedWeight):
     @classmethod
     def empty(cls, assembly: Assembly, dtype: torch.dtype, device: torch.device) -> Self:
         return cls(
-            unset(assembly.shape, torch.int8, device),
+            uninitialized(assembly.shape, torch.int8, device),
             torch.empty(assembly.shape[:-1], dtype=torch.float32, device=device),
             assembly,
         )

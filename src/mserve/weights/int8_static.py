@@ -16,7 +16,7 @@ from typing import Self
 
 import torch
 
-from mserve.kernels import Int8StaticMatrix, linear, unset
+from mserve.kernels import Int8StaticMatrix, linear, uninitialized
 from mserve.weights.int8 import zero_offset
 from mserve.weights.piece import Piece
 from mserve.weights.weight import Assembly
@@ -37,7 +37,7 @@ class Int8StaticWeight:
         num_words = Int8StaticMatrix.num_words(assembly.part_rows)
         return cls(
             Int8StaticMatrix(
-                unset(assembly.shape, torch.int8, device),
+                uninitialized(assembly.shape, torch.int8, device),
                 torch.zeros((*leading, num_words), dtype=torch.float32, device=device),
                 assembly.part_rows,
             ),

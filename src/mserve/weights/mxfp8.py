@@ -11,7 +11,7 @@ from typing import Self
 
 import torch
 
-from mserve.kernels import MXFP8_GROUP, Mxfp8Matrix, dequantize_mxfp8, unset
+from mserve.kernels import MXFP8_GROUP, Mxfp8Matrix, dequantize_mxfp8, uninitialized
 from mserve.weights.converting import Converting
 from mserve.weights.packed import PackedWeight
 from mserve.weights.piece import Piece
@@ -33,7 +33,7 @@ class Mxfp8Weight(PackedWeight):
     def empty(cls, assembly: Assembly, dtype: torch.dtype, device: torch.device) -> Self:
         *leading, width = assembly.shape
         return cls(
-            unset((*leading, width), torch.float8_e4m3fn, device),
+            uninitialized((*leading, width), torch.float8_e4m3fn, device),
             torch.empty((*leading, width // MXFP8_GROUP), dtype=torch.uint8, device=device),
             assembly,
         )

@@ -8,7 +8,7 @@ from typing import Self
 
 import torch
 
-from mserve.kernels import linear, unset
+from mserve.kernels import linear, uninitialized
 from mserve.weights.piece import Piece
 from mserve.weights.weight import Assembly
 
@@ -22,7 +22,7 @@ class PlainWeight:
 
     @classmethod
     def empty(cls, assembly: Assembly, dtype: torch.dtype, device: torch.device) -> Self:
-        return cls(unset(assembly.shape, dtype, device), assembly)
+        return cls(uninitialized(assembly.shape, dtype, device), assembly)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -9,7 +9,8 @@
 // store and the load of each value cost more than the memory's own time when x has few rows, so these
 // meet the weights in registers instead (AVX-512 BF16 and AVX2), few weight rows at a time, so that
 // memory is read in order. Operands and the order of sums are the same both ways: a row's result has
-// the same bits in any batch.
+// the same bits in any batch. Where the decoder has an order of its own within groups, counted from the
+// first column, x and the expanded rows lie in it, and every slice begins with a group.
 
 constexpr int64_t kMxfp8Group = 32;
 constexpr int64_t kFp8Block = 128;
@@ -97,6 +98,7 @@ struct Mxfp8 {
 #if defined(MSERVE_E4M3_DECODER)
   // Rows whose values come straight into registers, E4m3Decoder::kCodes at a time from the column
   // that was advanced to. They have their distance in common: few pointers stay in registers.
+  template <int C>
   struct Rows {
     const uint8_t *codes, *scales;
     int64_t inner, groups;
@@ -109,7 +111,8 @@ struct Mxfp8 {
     }
     F32 factor(int) const { return set1(1.0f); }
   };
-  Rows rows_from(int64_t first) const {
+  template <int C>
+  Rows<C> rows_from(int64_t first) const {
     return {codes + first * inner, row_scales(first), inner, inner / kMxfp8Group};
   }
   // What needs treatment by value is seldom, and not worth a branch per group.
@@ -174,10 +177,11 @@ struct Fp8Block {
   }
 
 #if defined(MSERVE_E4M3_DECODER)
+  template <int C>
   struct Rows {
     const uint8_t* codes;
     int64_t inner;
-    const float* factors[4];
+    const float* factors[C];
     [[gnu::always_inline]] auto load(E4m3Decoder& decoder, int row, int64_t k) const {
       return decoder.values(codes + row * inner + k);
     }
@@ -188,9 +192,10 @@ struct Fp8Block {
     }
     F32 factor(int row) const { return set1(*factors[row]); }
   };
-  Rows rows_from(int64_t first) const {
-    Rows rows{codes + first * inner, inner, {}};
-    for (int i = 0; i < 4; ++i) rows.factors[i] = row_factors(first + i);
+  template <int C>
+  Rows<C> rows_from(int64_t first) const {
+    Rows<C> rows{codes + first * inner, inner, {}};
+    for (int i = 0; i < C; ++i) rows.factors[i] = row_factors(first + i);
     return rows;
   }
   static constexpr bool fits_registers(int64_t) { return true; }
@@ -200,6 +205,7 @@ struct Fp8Block {
 // Columns that are expanded at a time where one tile of rows takes them: few enough to be still on
 // their way to the cache when they are loaded again.
 constexpr int64_t kShortSlice = 32 * kLanes;
+static_assert(kShortSlice % kMxfp8Group == 0 && kSlice % kMxfp8Group == 0);
 
 // out[m * kColumns + c] = x[m] . w[n + c] for C rows of w.
 template <int C, class W>
@@ -237,7 +243,7 @@ inline void dot_expanded(const Operand<typename W::Element>* const* x, int64_t r
 // False if the decoder cannot read the codes.
 template <int R, class W>
 [[nodiscard]] inline bool sum_in_registers(const E4m3Decoder::Value* const* x, const W& w, int64_t n,
-                             F32 (&sums)[R][W::at_once(R)]) {
+                                           F32 (&sums)[R][W::at_once(R)]) {
   using D = Dot<E4m3Decoder::Value>;
   constexpr int C = W::at_once(R);
   constexpr int64_t kCodes = E4m3Decoder::kCodes;
@@ -245,7 +251,7 @@ template <int R, class W>
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) sums[r][c] = zero();
   E4m3Decoder decoder;
-  typename W::Rows weights = w.rows_from(n);
+  auto weights = w.template rows_from<C>(n);
   const E4m3Decoder::Value* from[R];
   each<R>([&](auto r) __attribute__((always_inline)) { from[r] = x[r]; });
   const auto begin_part = [](F32 sum) { return W::kScaledSums ? zero() : sum; };

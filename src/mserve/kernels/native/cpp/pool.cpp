@@ -41,21 +41,18 @@ void relax() {
 #endif
 }
 
-// While it lives, this thread computes with subnormal floats, which codes become on their way to
-// their values (e4m3.h). Callers may have been told to take them for zero, and workers inherit it.
-class KeepingSubnormals {
- public:
+// Codes become subnormal floats on their way to their values (e4m3.h). A thread may have been told to
+// take those for zero, and workers inherit that from the one that starts them.
 #if defined(__x86_64__)
-  KeepingSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ & ~kFlushes); }
-  ~KeepingSubnormals() { _mm_setcsr(before_); }
-
- private:
-  static constexpr unsigned kFlushes = 0x8040;
-  const unsigned before_;
+unsigned float_mode() { return _mm_getcsr(); }
+void set_float_mode(unsigned mode) { _mm_setcsr(mode); }
+constexpr unsigned kFlushes = 0x8040;
 #else
-  KeepingSubnormals() {}
+unsigned float_mode() { return 0; }
+void set_float_mode(unsigned) {}
+constexpr unsigned kFlushes = 0;
 #endif
-};
+void keep_subnormals() { set_float_mode(float_mode() & ~kFlushes); }
 
 // False if the system refused.
 bool pin(std::thread& thread, int cpu) {
@@ -93,7 +90,6 @@ class Team {
   bool pinned() const { return pinned_; }
 
   void run(void (*body)(void*, const Worker&), void* context) {
-    const KeepingSubnormals keeping;
     body_ = body;
     context_ = context;
     if (size_ > 1) regions_.open();
@@ -103,7 +99,7 @@ class Team {
 
  private:
   void serve(int rank) {
-    const KeepingSubnormals keeping;
+    keep_subnormals();
     for (uint32_t seen = 0;; ++seen) {
       regions_.await(seen);
       if (body_ == nullptr) return;
@@ -180,8 +176,14 @@ void Barrier::wait() {
   }
 }
 
-Turn::Turn() { state->turn.lock(); }
-Turn::~Turn() { state->turn.unlock(); }
+Turn::Turn() : float_mode_(float_mode()) {
+  state->turn.lock();
+  keep_subnormals();
+}
+Turn::~Turn() {
+  set_float_mode(float_mode_);
+  state->turn.unlock();
+}
 
 bool set_num_threads(int count, const int* cpus) {
   Turn turn;

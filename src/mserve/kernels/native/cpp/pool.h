@@ -90,13 +90,17 @@ void parallel_over(int64_t bytes, Body&& body) {
 // std::bad_alloc.
 void* scratch(int slot, int64_t bytes);
 
-// Holds the team for one op: taken before scratch() and kept until the region is over.
+// Holds the team for one op: taken before scratch() and kept until the region is over. Meanwhile the
+// caller computes with subnormal floats, as workers do, whatever it does otherwise.
 class Turn {
  public:
   Turn();
   ~Turn();
   Turn(const Turn&) = delete;
   Turn& operator=(const Turn&) = delete;
+
+ private:
+  const unsigned float_mode_;
 };
 
 }  // namespace mserve
