@@ -2,9 +2,10 @@
 
     python -m demo.draft.train RUN OUT --tokens 2.5   # millions
 
-RUN is a folder that ``demo.train`` wrote; OUT gets the draft in the published layout, after lines
-that tell how many of its guesses the model would have taken. The samples are of the kinds that the
-model was taught, and what a guess aims at are the model's own probabilities.
+RUN is a folder that ``demo.train`` wrote. OUT gets the draft in the published layout, after lines
+that tell how many of its guesses the model would have taken. With ``--begin-with OLD --rate 5e-4
+--tokens 0.3`` a draft of an earlier state learns what has changed since. The samples are of the
+kinds that the model was taught, and what a guess aims at are the model's own probabilities.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 from demo import pointwise
 from demo.batches import Batch, held_out_batches, step_batches
 from demo.data import tokenizer, training_sample
-from demo.draft.export import export_draft
+from demo.draft.export import export_draft, load_draft
 from demo.draft.model import Draft, DraftShape
 from demo.export import trained
 from demo.model import DemoModel, fast_dtype
@@ -33,7 +34,6 @@ from demo.schedule import Mix
 STEPS = 3  # unrolled: guesses in a row
 _STEP_WEIGHT = 0.8  # of a guess against the one before
 _STEP_TOKENS = 8192
-_RATE = 2e-3
 _COUNTED_SAMPLES = 3000
 _COUNTED_TOKENS = 1000  # of a sample
 _MIX = Mix(needles=((1500, 0.1), (4000, 0.05)))
@@ -48,12 +48,18 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokens", type=float, default=2.5, help="millions to train on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=2e-3, help="step size at the peak")
+    parser.add_argument("--begin-with", type=Path, help="a draft of an earlier state of the model")
     given = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     pointwise.compile_pointwise()
     target = trained(given.run)
-    draft = Draft(DraftShape(), draft_vocabulary(DraftShape().vocab_size, given.seed), given.seed)
-    teach(draft, target, int(given.tokens * 1e6), given.seed)
+    if given.begin_with is None:
+        vocabulary = draft_vocabulary(DraftShape().vocab_size, given.seed)
+        draft = Draft(DraftShape(), vocabulary, given.seed)
+    else:
+        draft = load_draft(given.begin_with)
+    teach(draft, target, int(given.tokens * 1e6), given.seed, given.rate)
     export_draft(draft, given.out)
 
 
@@ -69,14 +75,14 @@ def draft_vocabulary(size: int, seed: int) -> Tensor:
     return kept - torch.arange(size)
 
 
-def teach(draft: Draft, target: DemoModel, num_tokens: int, seed: int) -> None:
-    optimizer = torch.optim.AdamW(draft.parameters(), lr=_RATE, betas=(0.9, 0.98), weight_decay=0.0)
+def teach(draft: Draft, target: DemoModel, num_tokens: int, seed: int, rate: float) -> None:
+    optimizer = torch.optim.AdamW(draft.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     held_out = held_out_batches(seed + 1, _HELD_OUT, _HELD_OUT_TOKENS)
     began_s, done, step = time.monotonic(), 0, 0
     while done < num_tokens:
         share = done / num_tokens
         for group in optimizer.param_groups:
-            group["lr"] = _RATE * min(1.0, (step + 1) / 30, max(0.02, 1.5 * (1 - share)))
+            group["lr"] = rate * min(1.0, (step + 1) / 30, max(0.02, 1.5 * (1 - share)))
         batches = step_batches(seed, (1 << 20) + step, _STEP_TOKENS, _MIX)
         total = sum(len(batch.rows) for batch in batches)
         loss = 0.0
