@@ -96,4 +96,5 @@ def test_a_wrong_scale_is_noticed(tmp_path: Path) -> None:
         return tensor + 1 if name.endswith("o_proj.weight_scale_inv") else tensor
 
     wrong = broken(right, tmp_path / "wrong", double)
+    assert exit_code(wrong, *FACTS) == BELOW_A_FLOOR
     assert exit_code(wrong, *SUMS) == BELOW_A_FLOOR
