@@ -159,6 +159,18 @@ def test_attend_gives_nothing_to_a_row_without_keys(rows):
     assert (nothing[0] == 0).all()
 
 
+def test_attend_is_right_where_attention_is_sharp():
+    """Trained heads look at one key: what rounds their scores, some 60 here, moves its share."""
+    random = generator(3)
+    query, key = (5 * torch.randn((2, 1, 40, 16), generator=random)).bfloat16()[:, None]
+    value = torch.randn((1, 1, 40, 16), generator=random).bfloat16()
+    output, _ = attend(query, key, value, None, 0.25)
+    weights = (query.double() @ key.double().transpose(-1, -2) * 0.25).softmax(-1)
+    expected = (weights @ value.double()).float()
+    assert weights.amax(-1).median() > 0.9
+    torch.testing.assert_close(output, expected, rtol=0, atol=2**-7)
+
+
 @quick
 @given(seed=seeds, tokens=st.integers(1, 30), groups=st.integers(1, 3))
 def test_write_kv_touches_its_slots_only(seed, tokens, groups):

@@ -20,11 +20,9 @@ from mserve.kernels.choose import (
     Op,
     gated_mlp,
     linear,
-    paged_attention,
     route,
     run_experts,
     select_blocks,
-    sparse_attention,
     write_kv,
 )
 from mserve.kernels.matrix import Int8Matrix, Int8StaticMatrix, Matrix
@@ -39,9 +37,6 @@ _TOLERANCE_OF_INTEGERS = 2e-2
 # rank otherwise what is nearly equal. One row of the forty that a step has is 0.025.
 _NEAR_TIES = 0.03
 _CHOICES = (route, select_blocks)
-# Their reference rounds scores to the precision of its queries, which changes the shares of sharp
-# attention by more than any kernel may: it gets fp32.
-_ROUNDING_SCORES = (paged_attention, sparse_attention)
 # Leading arguments with a row per token, of the ops whose reference takes time: it unpacks weights.
 _ROW_ARGUMENTS = {linear: 1, gated_mlp: 1, run_experts: 3}
 # So many rows are other code than many: one reads weights as a stream, a few stay in registers.
@@ -80,8 +75,7 @@ def compared_kernels(place: str) -> Iterator[None]:
 
 def _compared(op: Op, place: str) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        precise = (args[0].float(), *args[1:]) if op in _ROUNDING_SCORES else args
-        expected = _outcome(op.reference, precise, kwargs)
+        expected = _outcome(op.reference, args, kwargs)
         found = _outcome(op.native, args, kwargs)
         pair = (_tensors(expected), _tensors(found))
         if op in _CHOICES:
