@@ -66,6 +66,39 @@ inline MoeSlots sort_by_expert(const MoeArgs& a) {
   return slots;
 }
 
+// to[c] = act(gate[c], up[c]).
+template <class T>
+inline void store_activated(const ActivationArgs& a, const float* gate, const float* up,
+                            int64_t columns, T* to) {
+  for (int64_t c = 0; c < columns; c += kLanes) {
+    const int64_t left = columns - c;
+    store(to + c, activate(a, load(gate + c, left), load(up + c, left)), left);
+  }
+}
+
+// sums[c] += weight * dots[c].
+inline void add_weighted(float weight, const float* dots, int64_t columns, float* sums) {
+  for (int64_t c = 0; c < columns; c += kLanes) {
+    const int64_t left = columns - c;
+    store(sums + c, fma(set1(weight), load(dots + c, left), load(sums + c, left)), left);
+  }
+}
+
+// The columns `mine` of the output, to whose fp32 sums [rows, hidden] add(expert) adds.
+template <class Out, class Add>
+inline void sum_experts(const MoeArgs& a, const MoeSlots& slots, const Range& mine, float* sums,
+                        Add&& add) {
+  const int64_t width = mine.end - mine.begin;
+  for (int64_t m = 0; m < a.rows; ++m)
+    std::fill_n(sums + m * a.hidden + mine.begin, width, 0.0f);
+  for (int64_t i = 0; i < slots.num_active; ++i) add(slots.active[i]);
+  for (int64_t m = 0; m < a.rows; ++m) {
+    const int64_t at = m * a.hidden + mine.begin;
+    for (int64_t n = 0; n < width; n += kLanes)
+      store(static_cast<Out*>(a.out) + at + n, load(sums + at + n, width - n), width - n);
+  }
+}
+
 template <class W, class T = typename W::Element>
 void expert_hidden(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& expert,
                    const Worker& me, void* memory, T* hidden, int64_t hidden_stride) {
@@ -86,13 +119,9 @@ void expert_hidden(const MoeArgs& a, const MoeSlots& slots, const ActiveExpert& 
       const int64_t columns = std::min<int64_t>(kColumns, mine.end - n);
       dot_rows(rows.all(), count, gate_up, n, columns, gate);
       dot_rows(rows.all(), count, gate_up, inner + n, columns, up);
-      for (int64_t s = 0; s < count; ++s) {
-        T* to = hidden + (first_slot + s) * hidden_stride + n;
-        for (int64_t c = 0; c < columns; c += kLanes) {
-          const int64_t at = s * kColumns + c, left = columns - c;
-          store(to + c, activate(a.activation, load(gate + at, left), load(up + at, left)), left);
-        }
-      }
+      for (int64_t s = 0; s < count; ++s)
+        store_activated(a.activation, gate + s * kColumns, up + s * kColumns, columns,
+                        hidden + (first_slot + s) * hidden_stride + n);
     }
   });
 }
@@ -112,14 +141,9 @@ void add_expert_output(const MoeArgs& a, const MoeSlots& slots, const ActiveExpe
     for (int64_t n = mine.begin; n < mine.end; n += kColumns) {
       const int64_t columns = std::min<int64_t>(kColumns, mine.end - n);
       dot_rows(rows.all(), count, down, n, columns, dots);
-      for (int64_t s = 0; s < count; ++s) {
-        float* to = sums + slots.row[first_slot + s] * a.hidden + n;
-        const F32 weight = set1(slots.weight[first_slot + s]);
-        for (int64_t c = 0; c < columns; c += kLanes) {
-          const int64_t left = columns - c;
-          store(to + c, fma(weight, load(dots + s * kColumns + c, left), load(to + c, left)), left);
-        }
-      }
+      for (int64_t s = 0; s < count; ++s)
+        add_weighted(slots.weight[first_slot + s], dots + s * kColumns, columns,
+                     sums + slots.row[first_slot + s] * a.hidden + n);
     }
   });
 }
@@ -144,16 +168,9 @@ void moe_typed(const MoeArgs& a) {
       expert_hidden<W>(a, slots, slots.active[i], me, memory, hidden, hidden_stride);
     me.wait();
     const Range mine = me.share(a.hidden, kColumns);
-    const int64_t width = mine.end - mine.begin;
-    for (int64_t m = 0; m < a.rows; ++m)
-      std::fill_n(sums + m * a.hidden + mine.begin, width, 0.0f);
-    for (int64_t i = 0; i < slots.num_active; ++i)
-      add_expert_output<W>(a, slots, slots.active[i], mine, memory, hidden, hidden_stride, sums);
-    for (int64_t m = 0; m < a.rows; ++m) {
-      const int64_t at = m * a.hidden + mine.begin;
-      for (int64_t n = 0; n < width; n += kLanes)
-        store(static_cast<Out*>(a.out) + at + n, load(sums + at + n, width - n), width - n);
-    }
+    sum_experts<Out>(a, slots, mine, sums, [&](const ActiveExpert& expert) {
+      add_expert_output<W>(a, slots, expert, mine, memory, hidden, hidden_stride, sums);
+    });
   });
 }
 

@@ -92,13 +92,9 @@ inline void int8_expert_hidden(const MoeInt8& m, const ActiveExpert& expert, con
       const int64_t columns = std::min(kInt8Columns, mine.end - n);
       int8_rows(for_gate, count, gate_up, n, columns, gate);
       int8_rows(for_up, count, gate_up, inner + n, columns, up);
-      for (int64_t s = 0; s < count; ++s) {
-        float* to = m.hidden + (first_slot + s) * m.hidden_stride + n;
-        for (int64_t c = 0; c < columns; c += kLanes) {
-          const int64_t at = s * kInt8Columns + c, left = columns - c;
-          store(to + c, activate(m.a.activation, load(gate + at, left), load(up + at, left)), left);
-        }
-      }
+      for (int64_t s = 0; s < count; ++s)
+        store_activated(m.a.activation, gate + s * kInt8Columns, up + s * kInt8Columns, columns,
+                        m.hidden + (first_slot + s) * m.hidden_stride + n);
     }
   });
 }
@@ -122,15 +118,9 @@ inline void add_int8_expert_output(const MoeInt8& m, const ActiveExpert& expert,
     for (int64_t n = mine.begin; n < mine.end; n += kInt8Columns) {
       const int64_t columns = std::min(kInt8Columns, mine.end - n);
       int8_rows(rows, count, down, n, columns, values);
-      for (int64_t s = 0; s < count; ++s) {
-        float* to = m.sums + m.slots.row[first_slot + s] * m.a.hidden + n;
-        const F32 weight = set1(m.slots.weight[first_slot + s]);
-        for (int64_t c = 0; c < columns; c += kLanes) {
-          const int64_t left = columns - c;
-          const F32 value = load(values + s * kInt8Columns + c, left);
-          store(to + c, fma(weight, value, load(to + c, left)), left);
-        }
-      }
+      for (int64_t s = 0; s < count; ++s)
+        add_weighted(m.slots.weight[first_slot + s], values + s * kInt8Columns, columns,
+                     m.sums + m.slots.row[first_slot + s] * m.a.hidden + n);
     }
   });
 }
@@ -147,16 +137,9 @@ void moe_int8_typed(const MoeArgs& a) {
     quantize_hidden(m, me);
     me.wait();
     const Range mine = me.share(a.hidden, kInt8Columns);
-    const int64_t width = mine.end - mine.begin;
-    for (int64_t row = 0; row < a.rows; ++row)
-      std::fill_n(m.sums + row * a.hidden + mine.begin, width, 0.0f);
-    for (int64_t i = 0; i < m.slots.num_active; ++i)
-      add_int8_expert_output(m, m.slots.active[i], mine);
-    for (int64_t row = 0; row < a.rows; ++row) {
-      const int64_t at = row * a.hidden + mine.begin;
-      for (int64_t n = 0; n < width; n += kLanes)
-        store(static_cast<Out*>(a.out) + at + n, load(m.sums + at + n, width - n), width - n);
-    }
+    sum_experts<Out>(a, m.slots, mine, m.sums, [&](const ActiveExpert& expert) {
+      add_int8_expert_output(m, expert, mine);
+    });
   });
 }
 
