@@ -12,6 +12,7 @@ import json
 import random
 import statistics
 import time
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,9 +96,9 @@ async def _one(
     async with client.stream("POST", "/v1/completions", json=body) as answer:
         if answer.status_code != 200:
             raise RuntimeError(f"{answer.status_code}: {(await answer.aread()).decode()[:300]}")
-        async for line in answer.aiter_lines():
-            payload = line.removeprefix("data:").strip()
-            if not payload or payload == "[DONE]":
+        async for line in _lines(answer):
+            field, _, payload = line.partition(b":")
+            if field != b"data" or payload.strip() == b"[DONE]":  # comments are signs of life
                 continue
             event = json.loads(payload)
             if error := event.get("error"):
@@ -116,6 +117,15 @@ async def _one(
         cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
         output_tokens=usage["completion_tokens"],
     )
+
+
+async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """As a stream of events has them; httpx also ends lines at characters of the text."""
+    begun = b""
+    async for piece in answer.aiter_bytes():
+        *whole, begun = (begun + piece).split(b"\n")
+        for line in whole:
+            yield line
 
 
 def summarise(rows: list[Row]) -> dict[str, float]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
@@ -43,6 +44,16 @@ def test_a_reader_that_takes_nothing_is_treated_as_gone(monkeypatch: pytest.Monk
     asyncio.run(play())
     assert closed
     assert len(taken) == 4
+
+
+@pytest.mark.parametrize("encode", [stream.event, stream.named_event])
+def test_an_event_is_one_line_to_clients_that_split_text(
+    encode: Callable[[dict[str, str]], bytes],
+) -> None:
+    payload = {"type": "delta", "text": "a\x85b\u2028c\u2029d\u2027\xc2\x0b\x1c\n\r"}
+    *names, data, empty = encode(payload).decode().splitlines()
+    assert (names, empty) in [([], ""), (["event: delta"], "")]
+    assert json.loads(data.removeprefix("data: ")) == payload
 
 
 def test_a_disconnect_closes_in_the_turn_that_hears_of_it() -> None:

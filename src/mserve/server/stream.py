@@ -35,16 +35,28 @@ log = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 
+# Characters that JSON lets stand and at which text, unlike a stream of events, may end a line.
+_LINE_ENDS = [(end.encode(), rb"\u%04x" % ord(end)) for end in "\x85\u2028\u2029"]
+
 
 def event(payload: Any) -> bytes:
     """A server-sent event without a name."""
-    return b"data: " + _encode(payload) + b"\n\n"
+    return b"data: " + _one_line(payload) + b"\n\n"
 
 
 def named_event(payload: Payload) -> bytes:
     """A server-sent event named after the payload's ``type``."""
     name: str = payload["type"]
-    return b"event: " + name.encode() + b"\ndata: " + _encode(payload) + b"\n\n"
+    return b"event: " + name.encode() + b"\ndata: " + _one_line(payload) + b"\n\n"
+
+
+def _one_line(payload: Any) -> bytes:
+    """JSON that is one line to every client: many split what they have decoded (httpx does) and
+    would find half an event before a line separator of the answer."""
+    line = _encode(payload)
+    for end, escaped in _LINE_ENDS:
+        line = line.replace(end, escaped)
+    return line
 
 
 class StreamForm(msgspec.Struct, frozen=True):
