@@ -265,18 +265,20 @@ inline void dot_streamed(const X* x, const W* w, int64_t stride, int64_t inner, 
 }
 
 // out[m * kColumns + c] = x[m] . w[c] for any number of rows up to kMaxRowBlock and C weight rows, in
-// tiles of nearly equal height.
+// tiles of nearly equal height: as high as they are wide, or of two weight rows and twice as high.
 template <int C, class X, class W>
 inline void dot_group(const X* const* x, int64_t rows, const W* w, int64_t stride, int64_t inner,
                       float* out) {
   constexpr int64_t kSliceElements = kPlainSliceBytes / int64_t(sizeof(X));
   // Eight rows far apart may share few places of the cache.
   constexpr bool kCopies = C > 4, kWidens = !std::is_same_v<X, W>;
+  constexpr int kTileColumns = std::min(C, 4), kTileHeight = kPlainRows * 4 / kTileColumns;
   using Part = std::conditional_t<kCopies, X, W>;
   constexpr int64_t kRows = kCopies ? kMaxRowBlock : kFewRows;
   alignas(64) X copy[kCopies ? C * kSliceElements : 1];
   F32 state[kRows * C];
-  const int64_t tiles = (rows + kPlainRows - 1) / kPlainRows, all_tiles = tiles * (C / 4);
+  const int64_t tiles = (rows + kTileHeight - 1) / kTileHeight;
+  const int64_t all_tiles = tiles * (C / kTileColumns);
   const int64_t step = kCopies || tiles > 1 ? std::min(kSliceElements, inner) : inner;
   for (int64_t begin = 0; begin < inner; begin += step) {
     const int64_t end = std::min(begin + step, inner), width = end - begin;
@@ -306,14 +308,14 @@ inline void dot_group(const X* const* x, int64_t rows, const W* w, int64_t strid
     int64_t due = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t top = rows * tile / tiles, bottom = rows * (tile + 1) / tiles;
-      for (int c = 0; c < C; c += 4) {
+      for (int c = 0; c < C; c += kTileColumns) {
         due += wanted;
         const int lines = int(due / all_tiles);
         due %= all_tiles;
         const auto run = [&](auto ask) __attribute__((always_inline)) {
-          dot_tile_of<kPlainRows, 4, TilePass::kCached>(
+          dot_tile_of<kTileHeight, kTileColumns, TilePass::kCached>(
               bottom - top, x + top, part + c * part_stride, part_stride, slice, nullptr,
-              state + c * rows + top * 4, out + top * kColumns + c, ask);
+              state + c * rows + top * kTileColumns, out + top * kColumns + c, ask);
         };
         if constexpr (kCopies) {
           soon.ask(lines);
@@ -331,7 +333,8 @@ template <class X, class W>
 inline void dot_rows(const X* const* x, int64_t rows, const W* w, int64_t stride, int64_t inner,
                      int64_t columns, float* out) {
   // Where a second tile would widen the weights again, many begin.
-  constexpr int64_t kFew = std::is_same_v<X, W> ? kFewRows : kPlainRows;
+  constexpr bool kWidens = !std::is_same_v<X, W>;
+  constexpr int64_t kFew = kWidens ? 2 * kPlainRows : kFewRows;
   int64_t c = 0;
   if (rows == 1) {
     for (; c + 8 <= columns; c += 8) dot_streamed<8>(x[0], w + c * stride, stride, inner, out + c);
@@ -342,6 +345,9 @@ inline void dot_rows(const X* const* x, int64_t rows, const W* w, int64_t stride
     for (; c < columns; c += 8) dot_group<8>(x, rows, w + c * stride, stride, inner, out + c);
     return;
   }
+  if constexpr (kWidens)
+    for (; c + 2 <= columns && rows > kPlainRows && rows <= kFew; c += 2)
+      dot_group<2>(x, rows, w + c * stride, stride, inner, out + c);
   for (; c + 4 <= columns; c += 4)
     for (int64_t m = 0; m < rows; m += kFewRows)
       dot_group<4>(x + m, std::min(kFewRows, rows - m), w + c * stride, stride, inner,
