@@ -62,6 +62,8 @@ class Server:
 
 def main() -> None:
     options = parse()
+    # Stopped servers outlive what only kills this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     levels = [int(streams) for streams in options.streams.split(",")]
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
@@ -112,7 +114,8 @@ def started(spec: str, options: argparse.Namespace) -> Iterator[Server]:
                 pass
             yield server
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     Path(log.name).unlink()
 
