@@ -169,14 +169,25 @@ inline void dot_tile(const X* const* x, const W* w, int64_t stride, const Slice&
   });
 
   const auto step = [&](int64_t k, auto&& load) __attribute__((always_inline)) {
-    typename D::V rows[R];
-    each<R>([&](auto r) __attribute__((always_inline)) { rows[r] = load(from[r] + k); });
-    each<C>([&](auto c) __attribute__((always_inline)) {
-      const typename D::V weight = load(weights[c] + k);
-      each<R>([&](auto r) __attribute__((always_inline)) {
-        sums[r][c] = D::multiply_add(rows[r], weight, sums[r][c]);
+    // The fewer of both sides stay in registers while the others pass by.
+    typename D::V kept[std::min(R, C)];
+    if constexpr (R <= C) {
+      each<R>([&](auto r) __attribute__((always_inline)) { kept[r] = load(from[r] + k); });
+      each<C>([&](auto c) __attribute__((always_inline)) {
+        const typename D::V weight = load(weights[c] + k);
+        each<R>([&](auto r) __attribute__((always_inline)) {
+          sums[r][c] = D::multiply_add(kept[r], weight, sums[r][c]);
+        });
       });
-    });
+    } else {
+      each<C>([&](auto c) __attribute__((always_inline)) { kept[c] = load(weights[c] + k); });
+      each<R>([&](auto r) __attribute__((always_inline)) {
+        const typename D::V row = load(from[r] + k);
+        each<C>([&](auto c) __attribute__((always_inline)) {
+          sums[r][c] = D::multiply_add(row, kept[c], sums[r][c]);
+        });
+      });
+    }
   };
   const int64_t width = slice.end - slice.begin, whole = width / D::kStep * D::kStep;
   for (int64_t k = 0; k < whole; k += D::kStep) {
