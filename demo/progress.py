@@ -87,7 +87,7 @@ def curve_line(
 def progress_line(tokens: int, total: int, tokens_per_s: float, tally: Tally) -> str:
     done = min(1.0, tokens / total)
     bar = "#" * int(20 * done) + "." * (20 - int(20 * done))
-    minutes = (total - tokens) / max(tokens_per_s, 1.0) / 60
+    minutes = max(0, total - tokens) / max(tokens_per_s, 1.0) / 60
     return (
         f"[{bar}] {tokens / 1e6:.2f} M tokens, loss {tally.loss:.3f}, "
         f"index {tally.index_loss:.3f}, "

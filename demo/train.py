@@ -153,7 +153,8 @@ class Worker:
                 shared.done[1] += sum(batch.token_ids.numel() for batch in batches)
                 self._tell()
             shared.barrier.wait()
-            if (step + 1) % settings.evaluate_every == 0:
+            over = int(shared.done[1]) >= settings.tokens
+            if over or (step + 1) % settings.evaluate_every == 0:
                 self._evaluate()
             if self.leads and shared.done[2]:
                 shared.save(settings.out)
