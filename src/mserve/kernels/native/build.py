@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,6 +35,8 @@ _FLAGS = [
     # a fused multiply-add is written where it is meant: results must not hang on the optimiser
     "-ffp-contract=off",
 ]
+
+_SANITIZERS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
 class BuildError(Exception):
@@ -56,23 +59,24 @@ def compiler() -> str:
     raise BuildError("no C++ compiler found: install g++ 11 or newer, or set CXX")
 
 
-def build(library: Path = LIBRARY, *, sanitize: bool = False) -> Path:
-    """Compile into ``library``, replacing it in one step. ``sanitize`` adds the address and
-    undefined-behaviour sanitizers; the process that loads it must preload their runtime."""
+def build(library: Path = LIBRARY, *, sanitized: Collection[Path] = ()) -> Path:
+    """Compile into ``library``, replacing it in one step. The ``sanitized`` of the sources get the
+    address and undefined-behaviour sanitizers, whose runtime the process that loads it must
+    preload."""
     command = compiler()
     flags = [*_FLAGS, f'-DMSERVE_SOURCE_DIGEST="mserve-sources:{source_digest()}"']
-    if sanitize:
-        flags += ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         objects: list[str] = []
         commands: list[list[str]] = []
         for source in sorted(SOURCES.glob("*.cpp")):
             objects.append(str(Path(folder) / f"{source.stem}.o"))
-            commands.append([command, *flags, "-c", str(source), "-o", objects[-1]])
+            checks = _SANITIZERS if source in sanitized else []
+            commands.append([command, *flags, *checks, "-c", str(source), "-o", objects[-1]])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_run, commands))
         linked = Path(folder) / library.name
-        _run([command, *flags, "-shared", *objects, "-o", str(linked)])
+        checks = _SANITIZERS if sanitized else []
+        _run([command, *flags, *checks, "-shared", *objects, "-o", str(linked)])
         linked.replace(library)
     return library
 
