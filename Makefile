@@ -6,10 +6,10 @@ VENV ?= .venv
 PYTHON ?= $(shell sh tools/find_python.sh)
 DEMO ?= demo
 DEMO_RUN ?= checkpoints/demo-run
-# Millions of tokens that the demo model and its draft learn from. A hundredth of them shows in minutes
-# that everything works, and gives a model that knows nothing.
-DEMO_TOKENS ?= 84
-DRAFT_TOKENS ?= 2.5
+# Millions of tokens that the demo model and its draft learn from, if not their usual 84 and 2.5. A
+# hundredth of them shows in minutes that everything works, and gives a model that knows nothing.
+DEMO_TOKENS ?=
+DRAFT_TOKENS ?=
 PORT ?= 8000
 # The first is what it is called; the others are what published guides ask for, so that their first
 # questions can be pasted as they are.
@@ -43,10 +43,10 @@ serve-demo: $(STAMP)  ## serve the demo model on 127.0.0.1
 		--kv-cache-memory-bytes 1G
 
 demo-model: $(STAMP)  ## train the demo model anew, in hours; if cut short, go on
-	$(BIN)/python -m demo.train $(DEMO_RUN) --tokens $(DEMO_TOKENS)
+	$(BIN)/python -m demo.train $(DEMO_RUN) $(DEMO_TOKENS:%=--tokens %)
 	$(BIN)/python -m demo.plot $(DEMO_RUN)/curve.jsonl $(DEMO_RUN)/curve.svg
 	$(BIN)/python -m demo.export $(DEMO_RUN) src/mserve/demo
-	$(BIN)/python -m demo.draft.train $(DEMO_RUN) demo/draft/checkpoint --tokens $(DRAFT_TOKENS)
+	$(BIN)/python -m demo.draft.train $(DEMO_RUN) demo/draft/checkpoint $(DRAFT_TOKENS:%=--tokens %)
 	$(BIN)/mserve eval demo $(DEMO_FLOORS:%=--min %)
 
 chat: $(STAMP)  ## talk to the server that serve-demo runs
