@@ -9,7 +9,8 @@
 // batch, and under any split over threads.
 //
 //   one row     streams the weights, row after row, or two in turn
-//   few rows    stay in the first-level cache; four weight rows at a time pass by
+//   few rows    stay in the first-level cache; four weight rows at a time pass by, or two where they
+//               are widened and four would need a second tile
 //   many rows   stay in the second-level cache and pass by eight weight rows in the first
 //
 // The last two ask for the weights that come next while they compute.
@@ -276,7 +277,7 @@ inline void dot_streamed(const X* x, const W* w, int64_t stride, int64_t inner, 
 }
 
 // out[m * kColumns + c] = x[m] . w[c] for any number of rows up to kMaxRowBlock and C weight rows, in
-// tiles of nearly equal height: as high as they are wide, or of two weight rows and twice as high.
+// tiles of nearly equal height: of four weight rows, or of two and twice as high.
 template <int C, class X, class W>
 inline void dot_group(const X* const* x, int64_t rows, const W* w, int64_t stride, int64_t inner,
                       float* out) {
@@ -356,9 +357,11 @@ inline void dot_rows(const X* const* x, int64_t rows, const W* w, int64_t stride
     for (; c < columns; c += 8) dot_group<8>(x, rows, w + c * stride, stride, inner, out + c);
     return;
   }
-  if constexpr (kWidens)
-    for (; c + 2 <= columns && rows > kPlainRows && rows <= kFew; c += 2)
-      dot_group<2>(x, rows, w + c * stride, stride, inner, out + c);
+  if constexpr (kWidens) {
+    if (rows > kPlainRows && rows <= kFew)
+      for (; c + 2 <= columns; c += 2)
+        dot_group<2>(x, rows, w + c * stride, stride, inner, out + c);
+  }
   for (; c + 4 <= columns; c += 4)
     for (int64_t m = 0; m < rows; m += kFewRows)
       dot_group<4>(x + m, std::min(kFewRows, rows - m), w + c * stride, stride, inner,
@@ -368,7 +371,7 @@ inline void dot_rows(const X* const* x, int64_t rows, const W* w, int64_t stride
       dot_streamed<1>(x[m], w + c * stride, stride, inner, out + m * kColumns + c);
 }
 
-// Writes the first n <= kColumns of `values`.
+// Writes the first n of `values`.
 template <class Out>
 inline void store_columns(Out* to, const float* values, int64_t n) {
   for (int64_t c = 0; c < n; c += kLanes) store(to + c, load(values + c, n - c), n - c);

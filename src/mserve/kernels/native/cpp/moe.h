@@ -94,8 +94,7 @@ inline void sum_experts(const MoeArgs& a, const MoeSlots& slots, const Range& mi
   for (int64_t i = 0; i < slots.num_active; ++i) add(slots.active[i]);
   for (int64_t m = 0; m < a.rows; ++m) {
     const int64_t at = m * a.hidden + mine.begin;
-    for (int64_t n = 0; n < width; n += kLanes)
-      store(static_cast<Out*>(a.out) + at + n, load(sums + at + n, width - n), width - n);
+    store_columns(static_cast<Out*>(a.out) + at, sums + at, width);
   }
 }
 
